@@ -1,0 +1,38 @@
+# `make demo` and `make test` work on a bare machine with Python 3.11 or 3.12.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test slow lint types format clean
+.NOTPARALLEL:
+
+install: .venv/installed
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'effv2_jax needs Python 3.11 or newer: make PYTHON=python3.11 $@')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[dev]
+	touch $@
+
+demo: install
+	$(BIN)/effv2 train --config=configs/digits.py --workdir=runs/demo
+	$(BIN)/effv2 evaluate --workdir=runs/demo
+
+test: lint types
+	$(BIN)/pytest -m "not slow"
+
+slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv .cache runs

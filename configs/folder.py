@@ -1,0 +1,40 @@
+"""EfficientNetV2 from scratch on a folder of your own images.
+
+    effv2 train --config=configs/folder.py --config.data.name=PHOTOS --workdir=runs/photos
+
+PHOTOS holds `train/CLASS/*.jpg` and `validation/CLASS/*.jpg` (`--config.data.evaluation_split=test` takes another
+name), or the classes themselves, of which `--config.data.holdout_percent=20` sets a share aside. The argument is
+`VARIANT[,size=224]`, a network that `effv2 models` prints without 'efficientnetv2-', and the largest image size; the
+first stage has half of it.
+"""
+
+from effv2_jax.architecture import get_architecture
+from effv2_jax.config import defaults, duration, parse_argument
+
+
+def get_config(argument=None):
+    args = parse_argument(argument, variant="b0", size=128)
+    size = args["size"]
+    config = defaults()
+    config.model.variant = f"efficientnetv2-{args['variant']}"
+    dropout = get_architecture(config.model.variant).dropout_rate
+    config.global_batch_size = 32
+    config.update(duration("total", epochs=60.0))
+    config.update(duration("log", steps=20))
+    config.update(duration("evaluate", epochs=10.0))
+    config.update(duration("checkpoint", epochs=5.0))
+
+    config.curriculum.image_size = (size // 2, size)
+    config.curriculum.image_size_multiple = 16
+    config.curriculum.randaugment_magnitude = (2.0, 5.0)  # its translations are in pixels, made for larger images
+    config.curriculum.dropout_rate = (0.1, dropout)
+
+    config.data.source = "folder"
+    config.data.name = "PHOTOS"
+    config.data.crop_area = (0.25, 1.0)
+
+    config.schedule.name = "cosine"
+    config.ema.decay = 0.99  # hundreds of steps, where ImageNet's 0.9999 is for 100,000
+    config.evaluation.image_size = size
+    config.evaluation.batch_size = 32
+    return config

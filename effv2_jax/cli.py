@@ -1,0 +1,173 @@
+"""`effv2 VERB`: the command line. Verbs import what they need when they run."""
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from effv2_jax.errors import UserError
+
+EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 0, or with 2 and one sentence on a user's mistake."""
+    try:
+        run(sys.argv[1:] if arguments is None else list(arguments))
+    except UserError as error:
+        print(f"effv2: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `effv2 models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def run(arguments: list[str]) -> None:
+    """Parses the arguments and calls the verb."""
+    overrides = [argument for argument in arguments if re.match(r"--(no)?config\.", argument)]
+    parsed = make_parser().parse_args([argument for argument in arguments if argument not in overrides])
+    if overrides and not hasattr(parsed, "config"):
+        raise UserError(f"'effv2 {parsed.verb}' takes no config, but {overrides[0]} was given")
+    if getattr(parsed, "config", None):
+        parsed.config = load_config(parsed.config, overrides)
+    parsed.call(parsed)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="effv2", description="EfficientNetV2 with progressive learning in JAX.", epilog=f"example: {EXAMPLE}"
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, call: Any, text: str, config: bool = False) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        verb.set_defaults(call=call)
+        if config:
+            verb.add_argument(
+                "--config",
+                required=True,
+                metavar="FILE[:ARGUMENT]",
+                help="a file such as configs/imagenet.py:s; any field follows as --config.FIELD=VALUE",
+            )
+        return verb
+
+    train = verb("train", call_train, "train, or go on with the training in a workdir", config=True)
+    train.add_argument("--workdir", required=True, help="where checkpoints and metrics go; a local path or gs://")
+    cluster = train.add_argument_group("several processes")
+    cluster.add_argument("--distributed", action="store_true", help="join the processes of a TPU slice or Slurm job")
+    cluster.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0, where nothing tells JAX")
+    cluster.add_argument("--num_processes", type=int, default=0)
+    cluster.add_argument("--process_id", type=int, default=-1)
+
+    evaluate = verb("evaluate", call_evaluate, "evaluate the checkpoints of a workdir, raw and averaged weights")
+    evaluate.add_argument("--workdir", required=True, help="of a training run")
+    evaluate.add_argument("--step", default="latest", help="latest, best, or the number of a kept step")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    config = verb("config", call_config, "print the resolved config", config=True)
+    config.add_argument("--json", action="store_true", help="print JSON")
+
+    stages = verb("stages", call_stages, "print the stages of a config's curriculum", config=True)
+    stages.add_argument("--json", action="store_true", help="print JSON")
+
+    models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def load_config(file_and_argument: str, overrides: list[str]) -> Any:
+    """The config of a file with overrides applied; each mistake is a UserError that names what would be right."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    path = file_and_argument.partition(":")[0]
+    if not os.path.exists(path):
+        raise UserError(f"config file '{path}' does not exist; the shipped ones are in configs/")
+    arguments = ["effv2", f"--config={file_and_argument}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        rest = values(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        known = [line.partition(" ")[0] for line in _known_fields(file_and_argument)]
+        for override in overrides:
+            field = override.partition("=")[0].partition(".")[2]
+            if field not in known and not any(name.startswith(f"{field}.") for name in known):
+                raise UserError(f"config has no field '{field}'{_suggest(field, known)}") from None
+        raise UserError(f"config cannot be read: {_first_line(error)}") from error
+    if len(rest) > 1:
+        raise UserError(f"'{rest[1]}' is not an argument; overrides are written --config.FIELD=VALUE")
+    return values.config
+
+
+def _known_fields(file_and_argument: str) -> list[str]:
+    from effv2_jax.config import flat_lines
+
+    return flat_lines(load_config(file_and_argument, []))
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean ...?' or nothing."""
+    by_last_part = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]]
+    close = by_last_part or difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else "; `effv2 config` prints all fields"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def call_train(args: argparse.Namespace) -> None:
+    # The first thing that a process does with JAX.
+    if args.distributed or args.coordinator:
+        from effv2_jax.mesh import initialize_processes
+
+        initialize_processes(args.coordinator, args.num_processes, args.process_id)
+    from effv2_jax.train import train
+
+    train(args.config, args.workdir)
+
+
+def call_evaluate(args: argparse.Namespace) -> None:
+    from effv2_jax.evaluate import evaluate_run
+
+    step, results = evaluate_run(args.workdir, args.step)
+    if args.json:
+        print(json.dumps({"step": step} | results))
+        return
+    from effv2_jax.progress import describe_results
+
+    print(f"step {step} | {describe_results(results)}")
+
+
+def call_config(args: argparse.Namespace) -> None:
+    from effv2_jax.config import flat_lines, to_dict
+
+    print(json.dumps(to_dict(args.config), indent=1) if args.json else "\n".join(flat_lines(args.config)))
+
+
+def call_stages(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.curriculum import make_curriculum
+    from effv2_jax.data.sources import make_sources
+
+    num_examples = args.config.data.num_examples or len(make_sources(args.config).train)
+    curriculum = make_curriculum(args.config, num_examples)
+    if args.json:
+        print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
+    else:
+        print(tables.to_text(tables.stages_table(curriculum, args.config, num_examples)), end="")
+
+
+def call_models(args: argparse.Namespace) -> None:
+    from effv2_jax import architecture, tables
+
+    names = architecture.names()
+    if args.json:
+        print(json.dumps(tables.models_json(names), indent=1))
+    else:
+        print(tables.to_text(tables.models_table(names)), end="")

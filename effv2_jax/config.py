@@ -1,0 +1,227 @@
+"""Every field of an experiment's configuration, with its default and its meaning.
+
+An experiment is a file `configs/NAME.py` whose `get_config(arg)` starts from `defaults()` and changes what differs.
+Fields that name a duration come in four spellings, `NAME_steps`, `NAME_epochs`, `NAME_examples` and `NAME_percent` (of
+the whole run); exactly one of them is set (see `curriculum.steps_of`). Sources: google/automl
+`efficientnetv2/hparams.py`, `datasets.py` and `effnetv2_configs.py` at 6a54c87; paper: arXiv 2104.00298.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from effv2_jax.errors import UserError
+
+
+def duration(name: str, **given: float) -> dict[str, Any]:
+    """The four fields of a duration, with at most one default: `duration('warmup', epochs=5.0)`."""
+    kinds = {"steps": int, "epochs": float, "examples": int, "percent": float}
+    fields = {f"{name}_{unit}": config_dict.placeholder(kind) for unit, kind in kinds.items()}
+    for unit, value in given.items():
+        fields[f"{name}_{unit}"].set(value)
+    return fields
+
+
+def defaults() -> ConfigDict:
+    """EfficientNetV2-S on ImageNet with the paper's recipe."""
+    config = ConfigDict()
+    config.seed = 0  # seeds initialisation, order, augmentation, dropout and mixing, each by its own stream
+    config.global_batch_size = 4096  # examples in one optimizer step, over all devices and accumulation steps
+    config.dtype = "float32"  # activations and matrix products: 'float32' or 'bfloat16'; all else is float32
+    config.update(duration("total", epochs=350.0))  # length of the run
+    config.update(duration("log", steps=100))  # between two lines of training metrics
+    config.update(duration("evaluate", epochs=5.0))  # between two evaluations; one more at the end
+    config.update(duration("checkpoint", epochs=1.0))  # between two checkpoints; one more at the end
+
+    config.model = model = ConfigDict()
+    model.variant = "efficientnetv2-s"  # a name that `effv2 models` prints
+    model.blocks = ()  # own block table in the released notation, ('r1_k3_s1_e1_i32_o16_c1', ...); () is the variant's
+    model.width = 0.0  # width multiplier; 0 is the variant's
+    model.depth = 0.0  # depth multiplier; 0 is the variant's
+    model.lowering = "auto"  # convolutions: 'native', 'decomposed' (fast on XLA's CPU), 'auto' chooses by platform
+
+    config.batch_norm = batch_norm = ConfigDict()
+    batch_norm.group_size = 0  # examples that share statistics, on any number of devices; 0 is the global batch
+    batch_norm.momentum = 0.9  # running = momentum * running + (1 - momentum) * batch; the paper's text says 0.99
+    batch_norm.epsilon = 1e-3
+
+    # A range is (first, last) over the stages. recipe='paper' interpolates every field by i / (M - 1) (Algorithm 1);
+    # 'automl' follows the released main.py: sizes by (i + 1) / M, dropout constant at its last value, the rest as
+    # paper.
+    config.curriculum = curriculum = ConfigDict()
+    curriculum.recipe = "paper"
+    curriculum.num_stages = 4
+    curriculum.image_size = (128, 300)  # pixels; automl starts above the first value
+    curriculum.image_size_multiple = 1  # sizes are rounded to the nearest multiple
+    curriculum.randaugment_magnitude = (5.0, 15.0)  # ignored unless data.augmentation is 'randaugment'
+    curriculum.mixup_alpha = (0.0, 0.0)  # Beta(alpha, alpha); 0 is off
+    curriculum.cutmix_alpha = (0.0, 0.0)
+    curriculum.dropout_rate = (0.1, 0.3)  # before the classifier
+    curriculum.survival_probability = (0.8, 0.8)  # of the last block's branch (stochastic depth)
+    curriculum.accumulation_steps = 1  # micro-batches in one optimizer step
+    curriculum.remat = False  # recompute each block in the backward pass: less memory, more time
+    # One value a stage, by hand; () interpolates as above. Durations: at most one of the four.
+    curriculum.listed = listed = ConfigDict()
+    listed.image_size = ()
+    listed.randaugment_magnitude = ()
+    listed.mixup_alpha = ()
+    listed.cutmix_alpha = ()
+    listed.dropout_rate = ()
+    listed.survival_probability = ()
+    listed.accumulation_steps = ()
+    listed.remat = ()
+    listed.duration_steps = ()
+    listed.duration_epochs = ()
+    listed.duration_examples = ()
+    listed.duration_percent = ()
+
+    config.data = data = ConfigDict()
+    data.source = "tfds"  # 'tfds', 'folder' or 'digits'
+    data.name = "imagenet2012"  # TFDS name, or the folder's path; unused by 'digits'
+    data.data_dir = ""  # where TFDS keeps its data sets; '' is TFDS' default
+    data.train_split = "train"  # TFDS split, or a folder's subfolder
+    data.evaluation_split = "validation"
+    data.num_examples = (
+        0  # in the training split; where given it must be right, and the data need not be at hand to plan
+    )
+    data.holdout_percent = 0.0  # folder without an evaluation subfolder: share of each class held out for evaluation
+    data.crop_area = (0.05, 1.0)  # random resized crop: share of the image's area; V1 and B0-B3 use (0.08, 1.0)
+    data.crop_aspect_ratio = (3 / 4, 4 / 3)  # width / height
+    data.interpolation = "bilinear"  # or 'bicubic' (V1 and B0-B3)
+    data.flip = True  # horizontally, with probability 0.5
+    data.augmentation = "randaugment"  # 'randaugment', 'autoaugment' (policy v0) or 'none'
+    data.randaugment_layers = 2  # operations an image
+    data.evaluation_crop = "v2"  # 'v2': centre crop below 320 px, else squash; 'v1': centre crop; 'squash': never crop
+    data.normalization = "v2"  # 'v2': (x-128)/128; 'imagenet': by mean and deviation (V1, B0-B3); 'unit': x/127.5-1
+    data.num_workers = 0  # processes that load and augment; 0 uses threads of the main process
+    data.num_threads = 16  # threads that load and augment, in each process
+    data.prefetch_batches = 2  # training batches prepared ahead
+    data.skip_broken = True  # an unreadable image is replaced by another and counted; False stops the run
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "rmsprop"  # TensorFlow's RMSProp; or 'sgd' (momentum), 'adamw', 'lamb'
+    optimizer.learning_rate_per_256 = 0.016  # peak learning rate for 256 examples; scales with global_batch_size
+    optimizer.momentum = 0.9  # rmsprop, sgd
+    optimizer.decay = 0.9  # rmsprop: of the mean square
+    optimizer.epsilon = 1e-3  # rmsprop (inside the root), adamw, lamb
+    optimizer.beta1 = 0.9  # adamw, lamb
+    optimizer.beta2 = 0.999  # adamw, lamb
+    optimizer.weight_decay = 1e-5
+    optimizer.weight_decay_mode = "l2"  # 'l2': 0.5 * weight_decay * |w|^2 in the loss; 'decoupled': after the optimizer
+    # Ordered (pattern, factor): the first pattern found in a parameter's path decides; each must match one.
+    optimizer.weight_decay_mask = (("(bias|scale)$", 0.0), (".*", 1.0))
+    optimizer.clip_norm = 0.0  # gradients are clipped to this global norm; 0 is off
+
+    config.schedule = schedule = ConfigDict()
+    schedule.name = "exponential"  # staircase; or 'cosine', 'linear', 'constant'
+    schedule.update(duration("warmup", epochs=5.0))  # linear from 0; the decay counts from step 0
+    schedule.update(duration("decay", epochs=2.4))  # exponential: length of one stair
+    schedule.decay_rate = 0.97  # exponential: factor of one stair
+
+    config.ema = ema = ConfigDict()
+    ema.decay = 0.9999  # of parameters and batch-norm statistics; 0 is off
+    ema.warmup = True  # decay at step n is min(decay, (1 + n) / (10 + n)), as in TensorFlow
+
+    config.loss = loss = ConfigDict()
+    loss.name = "softmax"  # cross-entropy; or 'sigmoid': one binary problem a class
+    loss.label_smoothing = 0.1
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.image_size = 384
+    evaluation.batch_size = 1024  # over all devices
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.keep_last = 2  # newest checkpoints kept
+    checkpoint.keep_best = 1  # best checkpoints kept, by top-1 of the averaged weights (raw ones when EMA is off)
+    return config
+
+
+def parse_argument(argument: str | None, **fields: Any) -> dict[str, Any]:
+    """Parses a config's argument, `configs/imagenet.py:s,recipe=automl,runlocal`.
+
+    Args:
+      argument: comma-separated `key=value` or `flag`; the first item may be a bare value of the first field.
+      **fields: the allowed keys with their defaults; a value is converted to its default's type.
+
+    Raises:
+      UserError: an unknown key, or a value of the wrong type.
+    """
+    values = dict(fields)
+    for position, item in enumerate((argument or "").split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not key:
+            continue
+        if not equals and key not in fields and position == 0:
+            key, equals, value = next(iter(fields)), "=", key
+        if key not in fields:
+            raise UserError(f"config argument '{item}' is unknown; known: {', '.join(fields)}")
+        default = fields[key]
+        try:
+            if isinstance(default, bool):
+                values[key] = {"": True, "true": True, "false": False}[value.lower()]
+            else:
+                values[key] = type(default)(value)
+        except (KeyError, ValueError):
+            raise UserError(f"config argument '{item}' needs a value of type {type(default).__name__}") from None
+    return values
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Makes a config small enough for a laptop, in place: the same recipe for 8 steps on the digits, a thin network."""
+    config.global_batch_size = 16
+    config.update(duration("total", steps=8))
+    config.update(duration("log", steps=2))
+    config.update(duration("evaluate", steps=8))
+    config.update(duration("checkpoint", steps=4))
+    config.update({"schedule": duration("warmup", steps=2) | duration("decay", steps=2)})
+    config.model.width, config.model.depth = 0.25, 0.25
+    config.batch_norm.group_size = min(config.batch_norm.group_size, 8)
+    config.curriculum.image_size = tuple(size // 4 for size in config.curriculum.image_size)
+    config.data.source, config.data.name, config.data.num_examples = "digits", "", 0
+    config.evaluation.image_size = 64
+    config.evaluation.batch_size = 128
+    return config
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A plain nested dictionary that JSON can hold."""
+    return config.to_dict()
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """The inverse of `to_dict`, also after a trip through JSON, where tuples became lists.
+
+    Raises:
+      UserError: a field that `defaults` does not have, or lacks.
+    """
+    config = defaults()
+    known, given = set(_flat(config.to_dict())), set(_flat(values))
+    if known != given:
+        strange, missing = ", ".join(sorted(given - known)), ", ".join(sorted(known - given))
+        raise UserError(
+            f"the saved config is another version's: unknown fields [{strange}], missing fields [{missing}]"
+        )
+    with config.unlocked():
+        for path, value in _flat(values).items():
+            *parents, name = path.split(".")
+            section = config
+            for parent in parents:
+                section = section[parent]
+            section[name] = _tuples(value)
+    return config
+
+
+def flat_lines(config: ConfigDict) -> list[str]:
+    """Every field as `optimizer.momentum = 0.9`, in alphabetic order."""
+    return [f"{path} = {value!r}" for path, value in sorted(_flat(config.to_dict()).items())]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,1 @@
+"""Input: sources, decoding, augmentation and batches."""

@@ -1,0 +1,223 @@
+"""The layers of EfficientNet: convolution, grouped batch norm, squeeze-excite, MBConv and Fused-MBConv.
+
+Numerics follow google/automl `efficientnetv2/effnetv2_model.py` at 6a54c87. Parameters and statistics are float32;
+`dtype` is that of activations and matrix products. Shapes: B examples, H and W pixels, C channels, G batch-norm groups.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from effv2_jax.architecture import Block
+
+Array = jax.Array
+Dtype = Any
+
+
+def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's 'SAME' padding (before, after) of one axis."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
+
+
+def native_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
+    """One `conv_general_dilated` with 'SAME' padding; kernel is (k, k, C // groups, features)."""
+    return lax.conv_general_dilated(
+        x_BxHxWxC,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def shifted_depthwise_convolution(x_BxHxWxC: Array, kernel: Array, stride: int) -> Array:
+    """A depthwise convolution as k * k shifted multiply-adds; kernel is (k, k, 1, C).
+
+    XLA's CPU backend runs a grouped convolution one channel at a time; it fuses these multiply-adds into one loop
+    instead.
+    """
+    size = kernel.shape[0]
+    _, height, width, _ = x_BxHxWxC.shape
+    out_height, out_width = math.ceil(height / stride), math.ceil(width / stride)
+    pads = same_padding(height, size, stride), same_padding(width, size, stride)
+    padded = jnp.pad(x_BxHxWxC, ((0, 0), *pads, (0, 0)))
+    terms = []
+    for i in range(size):
+        for j in range(size):
+            rows = slice(i, i + (out_height - 1) * stride + 1, stride)
+            columns = slice(j, j + (out_width - 1) * stride + 1, stride)
+            terms.append(padded[:, rows, columns, :] * kernel[i, j, 0])
+    return sum(terms[1:], terms[0])
+
+
+def convolution(x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str) -> Array:
+    """A 'SAME' convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed')."""
+    if lowering == "decomposed" and depthwise:
+        return shifted_depthwise_convolution(x_BxHxWxC, kernel, stride)
+    if lowering == "decomposed" and kernel.shape[:2] == (1, 1) and stride == 1:
+        return jnp.einsum("bhwi,io->bhwo", x_BxHxWxC, kernel[0, 0])
+    return native_convolution(x_BxHxWxC, kernel, stride, x_BxHxWxC.shape[-1] if depthwise else 1)
+
+
+class Conv(nn.Module):
+    """A square convolution with 'SAME' padding, [B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features].
+
+    The kernel starts as an untruncated normal of variance 2 / fan_out. A depthwise kernel's fan_out is k * k alone, as
+    TensorFlow's (k, k, C, 1) layout has it; Flax's variance_scaling would count the channels too.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    lowering: str = "native"
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array) -> Array:
+        size = self.kernel_size
+        fan_out = size * size * (1 if self.depthwise else self.features)
+        in_features = 1 if self.depthwise else x_BxHxWxC.shape[-1]
+        kernel = self.param(
+            "kernel",
+            nn.initializers.normal(math.sqrt(2 / fan_out)),
+            (size, size, in_features, self.features),
+            jnp.float32,
+        )
+        y = convolution(
+            x_BxHxWxC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.depthwise, self.lowering
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y += bias.astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over groups of `group_size` consecutive examples (0: over the whole batch), statistics in float32.
+
+    Groups are of examples, not of devices: the result is the same on any number of devices, and a group that lies
+    inside one device needs no communication. In training each group's statistics go to the collection 'group_stats'
+    ([G, C] each); `update_batch_stats` folds them into the running ones, all layers at once.
+    """
+
+    group_size: int = 0
+    epsilon: float = 1e-3
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+        batch, height, width, channels = x_BxHxWxC.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            shift = bias - running_mean.value * factor
+            return (x_BxHxWxC * factor + shift).astype(self.dtype)
+        size = self.group_size or batch
+        if batch % size:
+            raise ValueError(f"batch norm groups of {size} examples do not divide a batch of {batch}")
+        x = x_BxHxWxC.astype(jnp.float32).reshape(batch // size, size, height, width, channels)
+        mean_GxC = x.mean((1, 2, 3))
+        # One pass over x, as the released TPU batch norm does; rounding may leave a tiny negative number.
+        var_GxC = jnp.maximum(lax.square(x).mean((1, 2, 3)) - lax.square(mean_GxC), 0)
+        if self.is_mutable_collection("group_stats"):
+            self.variable("group_stats", "mean", lambda: mean_GxC).value = mean_GxC
+            self.variable("group_stats", "var", lambda: var_GxC).value = var_GxC
+        factor = scale * lax.rsqrt(var_GxC + self.epsilon)
+        shift = bias - mean_GxC * factor
+        y = x * factor[:, None, None, None] + shift[:, None, None, None]
+        return y.reshape(x_BxHxWxC.shape).astype(self.dtype)
+
+
+def update_batch_stats(batch_stats: Any, group_stats: Any, momentum: float) -> Any:
+    """running = momentum * running + (1 - momentum) * mean over groups, for every batch norm of a model.
+
+    The statistics of all layers are averaged as one concatenated [G, sum of C] array, so that devices exchange them
+    once a step and not once a layer.
+    """
+    leaves, structure = jax.tree.flatten(batch_stats)
+    means = jnp.concatenate(jax.tree.leaves(group_stats), axis=1).mean(0)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))[:-1]
+    return jax.tree.unflatten(
+        structure,
+        [momentum * old + (1 - momentum) * new for old, new in zip(leaves, jnp.split(means, ends), strict=True)],
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a gate computed from their means: x * sigmoid(expand(silu(reduce(mean(x)))))."""
+
+    reduced_features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array) -> Array:
+        # Each gate is a product of a [B, C] matrix, so that the 'decomposed' dot is right on every platform.
+        conv = {"use_bias": True, "dtype": self.dtype, "lowering": "decomposed"}
+        pooled = x_BxHxWxC.mean((1, 2), keepdims=True, dtype=jnp.float32)
+        hidden = nn.silu(Conv(self.reduced_features, name="reduce", **conv)(pooled))
+        gate = nn.sigmoid(Conv(x_BxHxWxC.shape[-1], name="expand", **conv)(hidden))
+        return x_BxHxWxC * gate
+
+
+class Residual(nn.Module):
+    """One MBConv or Fused-MBConv block with its residual connection and stochastic depth.
+
+    MBConv: [1x1 expand, BN, silu], depthwise, BN, silu, squeeze-excite, 1x1 project, BN. Fused: k x k expand, BN, silu,
+    [squeeze-excite], 1x1 project, BN; with expand_ratio 1 a single k x k convolution, BN, silu. The expansion of an
+    MBConv with ratio 1 is left out. Squeeze-excite's width is a share of the block's input filters, not of the
+    expanded ones.
+    """
+
+    block: Block
+    survival_probability: float = 1.0
+    group_size: int = 0
+    epsilon: float = 1e-3
+    dtype: Dtype = jnp.float32
+    lowering: str = "native"
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+        block = self.block
+
+        def conv_bn(name: str, x: Array, features: int, act: bool = True, **kwargs: Any) -> Array:
+            x = Conv(features, dtype=self.dtype, lowering=self.lowering, name=f"{name}_conv", **kwargs)(x)
+            x = BatchNorm(self.group_size, self.epsilon, self.dtype, name=f"{name}_bn")(x, train)
+            return nn.silu(x) if act else x
+
+        x = x_BxHxWxC
+        spatial: dict[str, Any] = {"kernel_size": block.kernel_size, "stride": block.stride}
+        if block.kind == "mbconv":
+            if block.expand_ratio != 1:
+                x = conv_bn("expand", x, block.expanded_filters)
+            x = conv_bn("depthwise", x, block.expanded_filters, depthwise=True, **spatial)
+        elif block.expand_ratio != 1:
+            x = conv_bn("expand", x, block.expanded_filters, **spatial)
+        if block.se_filters:
+            x = SqueezeExcite(block.se_filters, self.dtype, name="squeeze_excite")(x)
+        if block.kind == "fused" and block.expand_ratio == 1:
+            x = conv_bn("project", x, block.output_filters, **spatial)
+        else:
+            x = conv_bn("project", x, block.output_filters, act=False)
+        if block.has_residual:
+            x = x_BxHxWxC + self.stochastic_depth(x, train)
+        return x
+
+    def stochastic_depth(self, x_BxHxWxC: Array, train: bool) -> Array:
+        """Drops the whole branch of an example with probability 1 - survival, and rescales the others."""
+        survival = self.survival_probability
+        if not train or survival == 1.0:
+            return x_BxHxWxC
+        keep_B = jax.random.bernoulli(self.make_rng("dropout"), survival, x_BxHxWxC.shape[:1])
+        return x_BxHxWxC * (keep_B / survival).astype(x_BxHxWxC.dtype)[:, None, None, None]

@@ -1,0 +1,52 @@
+"""Classification losses on soft targets."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from effv2_jax.errors import check_known
+
+LOSSES = ("softmax", "sigmoid")
+
+
+def smoothed_targets(labels_B: jax.Array, num_classes: int, label_smoothing: float, loss_name: str) -> jax.Array:
+    """One-hot targets, smoothed by s: float32 [B, num_classes].
+
+    softmax: (1 - s) * one_hot + s / num_classes; sigmoid: (1 - s) * one_hot + s / 2. As in tf.losses and Keras.
+    Smoothing is affine and a mix's weights sum to 1, so smoothing before mixing and after it are the same.
+
+    Args:
+      labels_B: int [B] in [0, num_classes).
+      num_classes: K.
+      label_smoothing: s in [0, 1).
+      loss_name: 'softmax' or 'sigmoid'.
+
+    Raises:
+      UserError: an unknown loss.
+    """
+    check_known("config.loss.name", loss_name, LOSSES)
+    centre = 1 / num_classes if loss_name == "softmax" else 0.5
+    return (1 - label_smoothing) * jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32) + label_smoothing * centre
+
+
+def make_loss(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The loss (logits [B, K], targets [B, K]) -> float32 [B], computed in float32.
+
+    - softmax: cross-entropy, for targets that sum to 1 (several labels share it: the paper's ImageNet-21k).
+    - sigmoid: the sum over classes of binary cross-entropies, for any targets in [0, 1] ('custom' in google/automl
+      `efficientnetv2/main.py`, whose own 'sigmoid' is the mean over classes).
+
+    Raises:
+      UserError: an unknown loss.
+    """
+    check_known("config.loss.name", name, LOSSES)
+
+    def softmax(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy(logits_BxK.astype(jnp.float32), targets_BxK)
+
+    def sigmoid(logits_BxK: jax.Array, targets_BxK: jax.Array) -> jax.Array:
+        return optax.sigmoid_binary_cross_entropy(logits_BxK.astype(jnp.float32), targets_BxK).sum(-1)
+
+    return softmax if name == "softmax" else sigmoid

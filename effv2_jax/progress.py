@@ -1,0 +1,146 @@
+"""What a person sees of a run: a stopwatch by cause, and a line with speed, share of waiting and time to go."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import logging
+from clu import parameter_overview
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from effv2_jax.curriculum import Curriculum, Stage
+from effv2_jax.errors import UserError
+
+Results = dict[str, dict[str, float]]  # a set of weights -> its 'top1', 'top5', 'loss' and 'count'
+
+
+def say(line: str) -> None:
+    """Prints a line, from the first process only."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """'1:02:03' or '2:03'."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Stopwatch:
+    """Seconds by cause; goes on from the seconds of the checkpoint that a run restarts from."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds: dict[str, float] = collections.defaultdict(float, seconds or {})
+        self._mark = time.perf_counter()
+
+    def charge(self, cause: str) -> None:
+        """Charges the time since the last charge to a cause."""
+        now = time.perf_counter()
+        self.seconds[cause] += now - self._mark
+        self._mark = now
+
+    @contextlib.contextmanager
+    def measure(self, cause: str, otherwise: str = "train") -> Iterator[None]:
+        """Charges what ran before to `otherwise`, and the block to `cause`."""
+        self.charge(otherwise)
+        try:
+            yield
+        finally:
+            self.charge(cause)
+
+    def summary(self) -> str:
+        total = sum(self.seconds.values())
+        parts = (f"{cause} {clock(spent)}" for cause, spent in sorted(self.seconds.items(), key=lambda item: -item[1]))
+        return f"{clock(total)} in all: " + ", ".join(parts)
+
+
+class Progress:
+    """Collects the metrics of steps and says every so often how the run goes.
+
+    Args:
+      curriculum: for the stage and the time to go.
+      batch_size: global.
+      stopwatch: of the run.
+    """
+
+    def __init__(self, curriculum: Curriculum, batch_size: int, stopwatch: Stopwatch):
+        self._curriculum = curriculum
+        self._batch_size = batch_size
+        self._stopwatch = stopwatch
+        self._metrics: list[dict[str, float]] = []
+        self._before = dict(stopwatch.seconds)
+
+    def observe(self, step: int, stage: Stage, metrics: dict[str, Any], last_checkpoint: str) -> None:
+        """Takes the metrics of the step that made `step`.
+
+        Raises:
+          UserError: where the loss, the gradients or the update are not finite; names step, stage and checkpoint.
+        """
+        values = {name: value.item() for name, value in metrics.items()}
+        if not values.pop("finite"):
+            raise UserError(
+                f"step {step} (stage {stage.index + 1}, {stage.image_size} px) is not finite: loss {values['loss']}, "
+                f"gradient norm {values['gradient_norm']}; {last_checkpoint}. Try a lower "
+                "config.optimizer.learning_rate_per_256, a longer warm-up or config.optimizer.clip_norm"
+            )
+        self._metrics.append(values)
+
+    def report(self, step: int, stage: Stage) -> dict[str, float]:
+        """Says a line on the steps since the last report, and returns their mean metrics under 'train/'."""
+        self._stopwatch.charge("train")
+        spent = {name: now - self._before.get(name, 0) for name, now in self._stopwatch.seconds.items()}
+        self._before = dict(self._stopwatch.seconds)
+        waiting, running = spent.get("input", 0.0), spent.get("input", 0.0) + spent.get("train", 0.0)
+        images_per_second = len(self._metrics) * self._batch_size / max(running, 1e-9)
+        means = {name: sum(m[name] for m in self._metrics) / len(self._metrics) for name in self._metrics[0]}
+        means["learning_rate"] = self._metrics[-1]["learning_rate"]
+        self._metrics = []
+        per_device = images_per_second / jax.device_count()
+        share = waiting / max(running, 1e-9)
+        eta = self._pixels_to_go(step) / (stage.image_size**2 * images_per_second)
+        say(
+            f"step {step}/{self._curriculum.total_steps} stage {stage.index + 1}/{len(self._curriculum.stages)} "
+            f"{stage.image_size} px | loss {means['loss']:.4f} accuracy {means['accuracy']:.1%} "
+            f"lr {means['learning_rate']:.3g} | {per_device:.1f} img/s/device, input wait {share:.0%} | "
+            f"ETA {clock(eta)}"
+        )
+        extra = {"images_per_second_per_device": per_device, "input_wait_share": share, "image_size": stage.image_size}
+        return {f"train/{name}": value for name, value in (means | extra).items()}
+
+    def _pixels_to_go(self, step: int) -> float:
+        """Pixels still to train on: an image's cost goes with its area, so that the ETA holds across stages."""
+        return sum(
+            max(stage.end_step - max(step, stage.start_step), 0) * self._batch_size * stage.image_size**2
+            for stage in self._curriculum.stages
+        )
+
+
+def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
+    """Says what is about to run, and logs every parameter."""
+    say(
+        f"{config.model.variant}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
+        f"{len(sources.train):,} training and {len(sources.evaluation):,} evaluation examples "
+        f"in {sources.num_classes} classes; "
+        f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "
+        f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
+    )
+    logging.info("parameters:\n%s", parameter_overview.get_parameter_overview(params))
+
+
+def describe_results(results: Results) -> str:
+    """'raw top-1 97.2% top-5 100.0% loss 0.113 | ema ...', with the number of examples."""
+    return " | ".join(
+        f"{name} top-1 {shares['top1']:.2%} top-5 {shares['top5']:.2%} loss {shares['loss']:.4f} "
+        f"({shares['count']} examples)"
+        for name, shares in results.items()
+    )
+
+
+def flatten_results(results: Results) -> dict[str, float]:
+    """{'evaluation/raw_top1': ...}"""
+    return {f"evaluation/{name}_{key}": value for name, shares in results.items() for key, value in shares.items()}
