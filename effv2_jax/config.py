@@ -13,13 +13,13 @@ from ml_collections import ConfigDict, config_dict
 from effv2_jax.errors import UserError
 
 
-def duration(name: str, **given: float) -> dict[str, Any]:
-    """The four fields of a duration, with at most one default: `duration('warmup', epochs=5.0)`."""
-    kinds = {"steps": int, "epochs": float, "examples": int, "percent": float}
-    fields = {f"{name}_{unit}": config_dict.placeholder(kind) for unit, kind in kinds.items()}
-    for unit, value in given.items():
-        fields[f"{name}_{unit}"].set(value)
-    return fields
+def duration(section: ConfigDict, name: str, **given: float) -> None:
+    """Sets a duration in one unit and unsets the others: `duration(config, "total", epochs=350.0)`."""
+    for unit, kind in (("steps", int), ("epochs", float), ("examples", int), ("percent", float)):
+        field = f"{name}_{unit}"
+        if field not in section:
+            section[field] = config_dict.placeholder(kind)
+        section[field] = given.get(unit)
 
 
 def defaults() -> ConfigDict:
@@ -28,10 +28,10 @@ def defaults() -> ConfigDict:
     config.seed = 0  # seeds initialisation, order, augmentation, dropout and mixing, each by its own stream
     config.global_batch_size = 4096  # examples in one optimizer step, over all devices and accumulation steps
     config.dtype = "float32"  # activations and matrix products: 'float32' or 'bfloat16'; all else is float32
-    config.update(duration("total", epochs=350.0))  # length of the run
-    config.update(duration("log", steps=100))  # between two lines of training metrics
-    config.update(duration("evaluate", epochs=5.0))  # between two evaluations; one more at the end
-    config.update(duration("checkpoint", epochs=1.0))  # between two checkpoints; one more at the end
+    duration(config, "total", epochs=350.0)  # length of the run
+    duration(config, "log", steps=100)  # between two lines of training metrics
+    duration(config, "evaluate", epochs=5.0)  # between two evaluations; one more at the end
+    duration(config, "checkpoint", epochs=1.0)  # between two checkpoints; one more at the end
 
     config.model = model = ConfigDict()
     model.variant = "efficientnetv2-s"  # a name that `effv2 models` prints
@@ -114,8 +114,8 @@ def defaults() -> ConfigDict:
 
     config.schedule = schedule = ConfigDict()
     schedule.name = "exponential"  # staircase; or 'cosine', 'linear', 'constant'
-    schedule.update(duration("warmup", epochs=5.0))  # linear from 0; the decay counts from step 0
-    schedule.update(duration("decay", epochs=2.4))  # exponential: length of one stair
+    duration(schedule, "warmup", epochs=5.0)  # linear from 0; the decay counts from step 0
+    duration(schedule, "decay", epochs=2.4)  # exponential: length of one stair
     schedule.decay_rate = 0.97  # exponential: factor of one stair
 
     config.ema = ema = ConfigDict()
@@ -169,11 +169,12 @@ def parse_argument(argument: str | None, **fields: Any) -> dict[str, Any]:
 def shrink(config: ConfigDict) -> ConfigDict:
     """Makes a config small enough for a laptop, in place: the same recipe for 8 steps on the digits, a thin network."""
     config.global_batch_size = 16
-    config.update(duration("total", steps=8))
-    config.update(duration("log", steps=2))
-    config.update(duration("evaluate", steps=8))
-    config.update(duration("checkpoint", steps=4))
-    config.update({"schedule": duration("warmup", steps=2) | duration("decay", steps=2)})
+    duration(config, "total", steps=8)
+    duration(config, "log", steps=2)
+    duration(config, "evaluate", steps=8)
+    duration(config, "checkpoint", steps=4)
+    duration(config.schedule, "warmup", steps=2)
+    duration(config.schedule, "decay", steps=2)
     config.model.width, config.model.depth = 0.25, 0.25
     config.batch_norm.group_size = min(config.batch_norm.group_size, 8)
     config.curriculum.image_size = tuple(size // 4 for size in config.curriculum.image_size)

@@ -176,11 +176,11 @@ def make_train_step(
         if config.ema.decay:
             new = {"params": params, "batch_stats": batch_stats}
             ema = update_ema(ema, new, state.step, config.ema.decay, config.ema.warmup)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),
-            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.global_norm(updates)),
+            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates)),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 

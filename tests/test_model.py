@@ -1,9 +1,6 @@
 """The network against Keras' EfficientNetV2, and what its options promise."""
 
 import dataclasses
-import os
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
 import jax.numpy as jnp

@@ -35,21 +35,28 @@ def steps(config, count=1, devices=None, stage_index=3):
 
 
 def relative_difference(a, b):
-    """The largest difference of any array, relative to its own norm."""
-    return max(
-        np.linalg.norm(x.astype(np.float64) - y) / max(np.linalg.norm(y), 1e-30)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        if np.linalg.norm(y)
-    )
+    """The largest difference of any array of two states, relative to its norm.
+
+    Arrays far smaller than their kind count by 1e-3 of the whole kind's norm: the gradient of a shift that a later
+    batch norm takes away is 0 but for rounding.
+    """
+    worst = 0.0
+    for name in ("params", "batch_stats", "opt_state", "ema"):
+        pairs = list(zip(jax.tree.leaves(getattr(a, name)), jax.tree.leaves(getattr(b, name)), strict=True))
+        floor = 1e-3 * np.sqrt(sum(np.square(y, dtype=np.float64).sum() for _, y in pairs))
+        for x, y in pairs:
+            worst = max(worst, np.linalg.norm(np.subtract(x, y, dtype=np.float64)) / max(np.linalg.norm(y), floor))
+    return worst
 
 
 def test_golden_step():
     """One step of the whole recipe in numbers.
 
-    A difference means that training changed: an initial value, a random stream, the model, the loss, the optimizer. Where that was the
-    purpose, write the new numbers with `EFFV2_UPDATE_GOLDEN=1 pytest tests/test_step.py` and say in the commit why they moved.
+    A difference means that training changed: an initial value, a random stream, the model, the loss, the optimizer.
+    Where that was the purpose, write the new numbers with `EFFV2_UPDATE_GOLDEN=1 pytest tests/test_step.py` and say in
+    the commit why they moved.
     """
-    _, state, metrics = steps(tiny_config())
+    _, state, metrics = steps(tiny_config(schedule__warmup_steps=0))
     sums = {
         "loss": metrics["loss"],
         "gradient_norm": metrics["gradient_norm"],
@@ -99,6 +106,7 @@ def test_a_step_changes_all_that_training_changes():
 def test_accumulation_equals_the_whole_batch():
     # With groups of 4 and no dropout the examples do not know how many micro-batches there are.
     changes = {
+        "schedule__warmup_steps": 0,
         "batch_norm__group_size": 4,
         "curriculum__mixup_alpha": (0.0, 0.0),
         "curriculum__cutmix_alpha": (0.0, 0.0),
@@ -123,9 +131,9 @@ def test_streams_differ_by_name_and_step():
 
 
 def test_a_batch_that_cannot_be_divided_is_one_error_with_every_reason():
-    config = tiny_config(curriculum__accumulation_steps=3, global_batch_size=24, evaluation__batch_size=100)
+    config = tiny_config(curriculum__accumulation_steps=2, global_batch_size=20, evaluation__batch_size=100)
     with pytest.raises(
-        UserError, match=r"the 16 devices do not divide it.*evaluation.batch_size=100.*micro-batches of 8"
+        UserError, match=r"the 16 devices do not divide it.*evaluation.batch_size=100.*micro-batches of 10"
     ):
         check_batch(config, make_curriculum(config, 1437), 16)
     check_batch(tiny_config(), make_curriculum(tiny_config(), 1437), 8)
@@ -145,7 +153,7 @@ for name, changes in {
     "global_batch_norm": {"batch_norm__group_size": 0},
     "accumulated": {"global_batch_size": 64, "curriculum__accumulation_steps": 2},
 }.items():
-    config = tiny_config(**changes)
+    config = tiny_config(schedule__warmup_steps=0, **changes)
     _, one, metrics_one = steps(config, devices=jax.devices()[:1])
     _, eight, metrics_eight = steps(config, devices=jax.devices())
     report[name] = {

@@ -19,10 +19,10 @@ def tiny_config(**changes: Any) -> ConfigDict:
     """Four stages of two steps on the digits, 16 to 32 px; changes are given as `curriculum__num_stages=2`."""
     config = defaults()
     config.global_batch_size = 16
-    config.update(duration("total", steps=8))
-    config.update(duration("log", steps=1))
-    config.update(duration("evaluate", steps=4))
-    config.update(duration("checkpoint", steps=2))
+    duration(config, "total", steps=8)
+    duration(config, "log", steps=1)
+    duration(config, "evaluate", steps=4)
+    duration(config, "checkpoint", steps=2)
     config.model.blocks = ("r1_k3_s1_e1_i8_o8_c1", "r2_k3_s2_e2_i8_o16_c1", "r2_k3_s2_e2_i16_o16_se0.25")
     config.model.width = 0.25
     config.batch_norm.group_size = 2
@@ -35,7 +35,8 @@ def tiny_config(**changes: Any) -> ConfigDict:
     config.data.name = ""
     config.data.num_threads = 2
     config.data.evaluation_crop = "squash"
-    config.update({"schedule": duration("warmup", steps=2) | duration("decay", steps=2)})
+    duration(config.schedule, "warmup", steps=2)
+    duration(config.schedule, "decay", steps=2)
     config.evaluation.image_size = 32
     config.evaluation.batch_size = 128
     for path, value in changes.items():
