@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from effv2_jax.config import UNITS, flat_lines, to_dict
 from effv2_jax.errors import UserError
 
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
@@ -101,19 +102,35 @@ def load_config(file_and_argument: str, overrides: list[str]) -> Any:
         raise UserError(f"config cannot be read: {_first_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is not an argument; overrides are written --config.FIELD=VALUE")
+    _replace_durations(values.config, overrides)
     return values.config
 
 
-def _known_fields(file_and_argument: str) -> list[str]:
-    from effv2_jax.config import flat_lines
+def _replace_durations(config: Any, overrides: Sequence[str]) -> None:
+    """Unsets the other units of an overridden duration: `--config.total_steps=100` replaces the file's `total_epochs`."""
+    given = [override.lstrip("-").partition("=")[0].partition(".")[2] for override in overrides]
+    for path in given:
+        *parents, field = path.split(".")
+        name, _, unit = field.rpartition("_")
+        if unit not in UNITS or not name:
+            continue
+        section = config
+        for parent in parents:
+            section = section[parent]
+        for other in UNITS:
+            sibling = ".".join([*parents, f"{name}_{other}"])
+            if sibling not in given and f"{name}_{other}" in section and section is not config.curriculum.listed:
+                section[f"{name}_{other}"] = None
 
+
+def _known_fields(file_and_argument: str) -> list[str]:
     return flat_lines(load_config(file_and_argument, []))
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
     """'; did you mean ...?' or nothing."""
     by_last_part = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]]
-    close = by_last_part or difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    close = by_last_part or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else "; `effv2 config` prints all fields"
 
 
@@ -145,17 +162,18 @@ def call_evaluate(args: argparse.Namespace) -> None:
 
 
 def call_config(args: argparse.Namespace) -> None:
-    from effv2_jax.config import flat_lines, to_dict
-
     print(json.dumps(to_dict(args.config), indent=1) if args.json else "\n".join(flat_lines(args.config)))
 
 
 def call_stages(args: argparse.Namespace) -> None:
     from effv2_jax import tables
     from effv2_jax.curriculum import make_curriculum
-    from effv2_jax.data.sources import make_sources
 
-    num_examples = args.config.data.num_examples or len(make_sources(args.config).train)
+    num_examples = args.config.data.num_examples
+    if not num_examples:
+        from effv2_jax.data.sources import make_sources
+
+        num_examples = len(make_sources(args.config).train)
     curriculum = make_curriculum(args.config, num_examples)
     if args.json:
         print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))

@@ -12,10 +12,12 @@ from ml_collections import ConfigDict, config_dict
 
 from effv2_jax.errors import UserError
 
+UNITS = {"steps": int, "epochs": float, "examples": int, "percent": float}  # of durations
+
 
 def duration(section: ConfigDict, name: str, **given: float) -> None:
     """Sets a duration in one unit and unsets the others: `duration(config, "total", epochs=350.0)`."""
-    for unit, kind in (("steps", int), ("epochs", float), ("examples", int), ("percent", float)):
+    for unit, kind in UNITS.items():
         field = f"{name}_{unit}"
         if field not in section:
             section[field] = config_dict.placeholder(kind)

@@ -20,11 +20,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from effv2_jax.config import defaults
+from effv2_jax.config import UNITS, defaults
 from effv2_jax.errors import UserError, check_known
 
 RECIPES = ("paper", "automl")
-UNITS = ("steps", "epochs", "examples", "percent")
 _MAY_BE_ZERO = ("warmup",)  # a run without warm-up; every other duration is a length or a period
 
 
@@ -119,8 +118,7 @@ def _exact_steps_of(
     given = {unit: value for unit, value in given.items() if value is not None}
     if len(given) > 1:
         fields = " and ".join(f"{_path(f'{name}_{unit}')}={value}" for unit, value in given.items())
-        unset = " or ".join(f"--{_path(f'{name}_{unit}')}=None" for unit in given)
-        raise UserError(f"{fields} give the same duration; keep one of them and unset the rest, with {unset}")
+        raise UserError(f"{fields} give the same duration; keep one of them")
     if not given:
         fields = ", ".join(f"{_path(f'{name}_{unit}')}" for unit in UNITS if unit != "percent" or name != "total")
         raise UserError(f"the duration '{name}' is not given; set one of {fields}")

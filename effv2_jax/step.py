@@ -86,7 +86,7 @@ def check_batch(config: ConfigDict, curriculum: Curriculum, num_devices: int) ->
         )
     for stage in curriculum.stages:
         micro, rest = divmod(batch, stage.accumulation_steps)
-        where = f"stage {stage.index}: "
+        where = f"stage {stage.index + 1}: "
         if rest:
             faults.append(f"{where}accumulation_steps={stage.accumulation_steps} does not divide it")
         elif stage.accumulation_steps > 1 and batch % (stage.accumulation_steps * split_unit(config)):

@@ -83,8 +83,8 @@ def models_table(names: Sequence[str], num_classes: int = 1000) -> RenderableTyp
             str(row["blocks"]),
             str(row["train_size"]),
             str(row["evaluation_size"]),
-            f"{row['train_macs'] / 1e9:.2f}",
-            f"{row['evaluation_macs'] / 1e9:.2f}",
+            f"{row['train_macs'] / 1e9:.3f}",
+            f"{row['evaluation_macs'] / 1e9:.3f}",
             f"{row['published_top1']:.1f} {marks[source]}" if source else "-  ",
         )
     notes = ["Trainable parameters; multiply-accumulates of one image, convolutions and head."]
@@ -139,7 +139,7 @@ def stages_table(curriculum: Curriculum, config: ConfigDict, num_examples: int) 
     for stage in run["stages"]:
         parts = stage["accumulation_steps"]
         table.add_row(
-            str(stage["index"]),
+            str(stage["index"] + 1),
             str(stage["start_step"]),
             str(stage["end_step"]),
             str(stage["num_steps"]),
