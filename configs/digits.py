@@ -12,10 +12,10 @@ def get_config(argument=None):
     parse_argument(argument)
     config = defaults()
     config.global_batch_size = 64
-    duration(config, "total", epochs=40.0)
+    duration(config, "total", steps=900)
     duration(config, "log", steps=50)
-    duration(config, "evaluate", epochs=10.0)
-    duration(config, "checkpoint", epochs=10.0)
+    duration(config, "evaluate", percent=25.0)
+    duration(config, "checkpoint", percent=25.0)
 
     config.model.blocks = (
         "r1_k3_s1_e1_i16_o16_c1",

@@ -107,7 +107,7 @@ def load_config(file_and_argument: str, overrides: list[str]) -> Any:
 
 
 def _replace_durations(config: Any, overrides: Sequence[str]) -> None:
-    """Unsets the other units of an overridden duration: `--config.total_steps=100` replaces the file's `total_epochs`."""
+    """Unsets the other units of an overridden duration: --config.total_steps=100 replaces the file's total_epochs."""
     given = [override.lstrip("-").partition("=")[0].partition(".")[2] for override in overrides]
     for path in given:
         *parents, field = path.split(".")

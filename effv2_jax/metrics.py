@@ -1,6 +1,7 @@
 """Where metrics go: TensorBoard files (clu), `metrics.jsonl`, and `metrics.png` at the end of a run."""
 
 import json
+import os
 from typing import Any, Protocol
 
 from etils import epath
@@ -63,6 +64,7 @@ def make_writers(workdir: epath.Path, step: int, active: bool) -> Writers:
     """TensorBoard and JSON lines in `workdir`, for a run that goes on at `step`; nothing where not `active`."""
     if not active:
         return Writers([])
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length otherwise
     from clu import metric_writers  # imports TensorFlow: seconds, and only the process that writes pays them
 
     return Writers([metric_writers.SummaryWriter(str(workdir)), JsonLines(workdir / METRICS_FILE, step)])

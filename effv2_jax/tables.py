@@ -29,7 +29,7 @@ def _table(*headers: str) -> Table:
 
 
 def to_text(renderable: RenderableType) -> str:
-    """The renderable without colours and as wide as it needs to be: models 80 columns, stages 100."""
+    """The renderable without colours and as wide as it needs to be: models 82 columns, stages 100."""
     console = Console(file=io.StringIO(), width=1000, color_system=None, force_terminal=False, _environ={})
     with console.capture() as capture:
         console.print(renderable)

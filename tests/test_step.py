@@ -135,8 +135,8 @@ def test_a_batch_that_cannot_be_divided_is_one_error_with_every_reason():
     with pytest.raises(
         UserError, match=r"the 16 devices do not divide it.*evaluation.batch_size=100.*micro-batches of 10"
     ):
-        check_batch(config, make_curriculum(config, 1437), 16)
-    check_batch(tiny_config(), make_curriculum(tiny_config(), 1437), 8)
+        check_batch(config, make_curriculum(config, 1442), 16)
+    check_batch(tiny_config(), make_curriculum(tiny_config(), 1442), 8)
 
 
 EIGHT_DEVICES = """

@@ -12,7 +12,7 @@ from effv2_jax.curriculum import make_curriculum
 from effv2_jax.mesh import make_mesh
 
 NUM_CLASSES = 10
-NUM_EXAMPLES = 1437
+NUM_EXAMPLES = 1442
 
 
 def tiny_config(**changes: Any) -> ConfigDict:

@@ -1,0 +1,68 @@
+"""Encoded images to uint8 RGB."""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# Grain's threads run images in parallel; OpenCV's own would fight with them.
+cv2.setNumThreads(1)
+
+MAX_PIXELS = 2**28  # 16,384 x 16,384: a picture that claims more is taken for a decompression bomb
+
+
+class BrokenImage(ValueError):
+    """Bytes that are no readable image."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes JPEG, PNG, WebP, GIF or BMP of any colour type to uint8 [H, W, 3] in RGB.
+
+    Grey becomes three equal channels; an alpha channel is dropped, as TensorFlow's `decode_image` with 3 channels
+    does; the EXIF orientation is ignored, as there. OpenCV does most; Pillow does CMYK and what OpenCV cannot read,
+    and decides whether a file is cut short, of which OpenCV would return a partly grey picture.
+
+    Raises:
+      BrokenImage: with the reason.
+    """
+    header = _header(data)
+    if header.width * header.height > MAX_PIXELS:
+        raise BrokenImage(f"{header.width} x {header.height} pixels are more than {MAX_PIXELS}")
+    if header.mode != "CMYK" and _ends(data, header.format):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is not None:
+            return image
+    return _decode_with_pillow(header)
+
+
+def _header(data: bytes) -> Image.Image:
+    """The image with its size and mode known and no pixel decoded."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise BrokenImage(str(error)) from None
+    except Exception:
+        raise BrokenImage("empty file" if not data else "not an image, or a damaged header") from None
+
+
+def _ends(data: bytes, format: str | None) -> bool:
+    """Whether the bytes end as their format does; cameras may pad a JPEG after its end marker."""
+    if format == "JPEG":
+        return b"\xff\xd9" in data[-64:]
+    if format == "PNG":
+        return b"IEND" in data[-64:]
+    if format == "WEBP":
+        return len(data) >= int.from_bytes(data[4:8], "little") + 8
+    return False
+
+
+def _decode_with_pillow(image: Image.Image) -> np.ndarray:
+    """Pillow's strict decoding: a file cut short is an error."""
+    try:
+        if image.mode in ("I", "I;16", "I;16B", "F"):  # 16 bits a pixel
+            grey = np.asarray(image).astype(np.float64)
+            return np.repeat((grey / 257).round().clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
+    except Exception as error:
+        raise BrokenImage(str(error) or type(error).__name__) from None

@@ -1,0 +1,126 @@
+"""A folder of images, a subfolder a class: local, or anywhere that etils' epath reads, such as gs://."""
+
+import hashlib
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from effv2_jax.data.decode import decode
+from effv2_jax.data.sources import Sources
+from effv2_jax.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+
+class Folder:
+    """Images of a folder, in the order of their paths.
+
+    Args:
+      root: the folder.
+      files: paths below it, '/'-separated.
+      labels: of the files.
+      class_names: by label.
+    """
+
+    def __init__(self, root: str, files: list[str], labels: list[int], class_names: tuple[str, ...]):
+        self.class_names = class_names
+        self._root = root
+        # One array of bytes: a million Python strings would be copied into every worker process.
+        self._files = np.array([name.encode() for name in files])
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        return decode(epath.Path(self.describe(index)).read_bytes()), int(self._labels[index])
+
+    def describe(self, index: int) -> str:
+        return f"{self._root}/{self._files[index].decode()}"
+
+
+def folder_sources(config: ConfigDict) -> Sources:
+    """`DIR/train/CLASS/*` and `DIR/EVALUATION/CLASS/*`, or `DIR/CLASS/*` of which `holdout_percent` is held out.
+
+    Raises:
+      UserError: no folder, a missing split, an empty class, or classes that differ between the splits.
+    """
+    data = config.data
+    root = epath.Path(data.name)
+    if not data.name or not root.is_dir():
+        raise UserError(f"config.data.name='{data.name}' is no folder of images")
+    if data.holdout_percent:
+        return _held_out(root, data.holdout_percent)
+    splits = _subfolders(root)
+    for field in ("train_split", "evaluation_split"):
+        if data[field] not in splits:
+            raise UserError(
+                f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {', '.join(splits) or 'none'}. "
+                f"Name one by --config.data.{field}=..., or hold a share out of the classes by "
+                "--config.data.holdout_percent=20"
+            )
+    classes = {name: _subfolders(root / name) for name in (data.train_split, data.evaluation_split)}
+    train, evaluation = map(set, classes.values())
+    if train != evaluation:
+        raise UserError(
+            f"the classes of '{root / data.train_split}' and '{root / data.evaluation_split}' differ: "
+            f"only in the first: {', '.join(sorted(train - evaluation)) or 'none'}; "
+            f"only in the second: {', '.join(sorted(evaluation - train)) or 'none'}"
+        )
+    return Sources(*(_source(root / name, _list_images(root / name, names)) for name, names in classes.items()))
+
+
+def _held_out(root: epath.Path, percent: float) -> Sources:
+    if not 0 < percent < 100:
+        raise UserError(f"config.data.holdout_percent is {percent}; it must be between 0 and 100")
+    images = _list_images(root, _subfolders(root))
+    train: dict[str, list[str]] = {}
+    evaluation: dict[str, list[str]] = {}
+    for name, files in images.items():
+        # By a hash of the name, so that a file stays on its side when others come; the first by hash always trains.
+        order = sorted(files, key=_share)
+        evaluation[name] = sorted(file for file in order[1:] if _share(file) * 100 >= 100 - percent)
+        train[name] = sorted(set(files) - set(evaluation[name]))
+    if not any(evaluation.values()):
+        raise UserError(f"config.data.holdout_percent={percent} holds no image of '{root}' out; raise it")
+    return Sources(_source(root, train), _source(root, evaluation))
+
+
+def _share(file: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64
+
+
+def _subfolders(folder: epath.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def _list_images(root: epath.Path, classes: list[str]) -> dict[str, list[str]]:
+    """The images of each class, as paths below `root`."""
+    if not classes:
+        raise UserError(f"'{root}' has no subfolders; it needs one for each class")
+    images = {name: sorted(_walk(root / name, name)) for name in classes}
+    if empty := [name for name, files in images.items() if not files]:
+        raise UserError(f"no images ({', '.join(EXTENSIONS)}) in the class folders {', '.join(empty)} of '{root}'")
+    return images
+
+
+def _walk(folder: epath.Path, prefix: str) -> list[str]:
+    files = []
+    for path in folder.iterdir():
+        name = f"{prefix}/{path.name}"
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in EXTENSIONS:
+            files.append(name)
+        elif path.is_dir():
+            files += _walk(path, name)
+    return files
+
+
+def _source(root: epath.Path, images: dict[str, list[str]]) -> Folder:
+    names = tuple(images)
+    files = [file for name in names for file in images[name]]
+    labels = [label for label, name in enumerate(names) for _ in images[name]]
+    return Folder(str(root), files, labels, names)

@@ -1,0 +1,235 @@
+"""Batches: order, augmentation, padding, and what happens to broken images. Grain runs it in threads or processes.
+
+The position in the input is the step. Stream position j is place j % N of epoch j // N; batch k of B examples holds
+positions kB to (k + 1)B, and process p of P makes the p-th of P equal runs of them. So the global batch k is a
+function of (seed, k) alone: any number of processes, workers and threads gives the same, and a run resumes anywhere at
+no cost.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from effv2_jax.curriculum import Stage
+from effv2_jax.data.crop import evaluation_crop, random_flip, random_resized_crop
+from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.randaugment import auto_augment, rand_augment
+from effv2_jax.data.sources import Source
+from effv2_jax.errors import UserError, check_known
+
+Batch = dict[str, np.ndarray]
+AUGMENTATIONS = ("randaugment", "autoaugment", "none")
+MAX_BROKEN_RUN = 100  # unreadable images in a row after which the data as a whole is taken to be unreadable
+
+
+def place_in_epoch(position: int, num_examples: int, seed: int) -> tuple[int, int]:
+    """(epoch, index) of a stream position: each epoch visits every example once, in an order of its own.
+
+    The order is a keyed permutation that is computed for one place at a time, so nothing is stored.
+    """
+    epoch, place = divmod(position, num_examples)
+    if num_examples == 1:
+        return epoch, 0
+    [key] = np.random.SeedSequence((seed, epoch)).generate_state(1)
+    return epoch, grain.experimental.index_shuffle(place, max_index=num_examples - 1, seed=int(key), rounds=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainExamples:
+    """Random access to the augmented examples of this process: element i belongs to batch start_step + i // b."""
+
+    source: Source
+    config: ConfigDict
+    stage: Stage
+    start_step: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return (self.stage.end_step - self.start_step) * self._local_batch_size
+
+    @property
+    def _local_batch_size(self) -> int:
+        return self.config.global_batch_size // self.process_count
+
+    def __getitem__(self, element: int) -> dict[str, Any]:
+        step, offset = divmod(int(element), self._local_batch_size)
+        batch_start = (self.start_step + step) * self.config.global_batch_size
+        position = batch_start + self.process_index * self._local_batch_size + offset
+        size = len(self.source)
+        epoch, index = place_in_epoch(position, size, self.config.seed)
+        broken = -1
+        for attempt in range(MAX_BROKEN_RUN):
+            try:
+                image, label = self.source.load(index)
+                break
+            except BrokenImage as error:
+                if not self.config.data.skip_broken:
+                    raise UserError(_broken_sentence(self.source, index, error)) from None
+                broken = index if broken < 0 else broken
+                # The next places of the same epoch: what is drawn does not depend on process or worker.
+                _, index = place_in_epoch(epoch * size + (position + attempt + 1) % size, size, self.config.seed)
+        else:
+            raise UserError(
+                f"{MAX_BROKEN_RUN} images in a row cannot be read, the first is {self.source.describe(broken)}; "
+                "check config.data"
+            )
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, epoch, index))))
+        return {"image": self._augment(image, rng), "label": np.int32(label), "broken": np.int32(broken)}
+
+    def _augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        data = self.config.data
+        image = random_resized_crop(
+            image, self.stage.image_size, rng, data.crop_area, data.crop_aspect_ratio, data.interpolation
+        )
+        if data.flip:
+            image = random_flip(image, rng)
+        if data.augmentation == "randaugment":
+            image = rand_augment(image, self.stage.randaugment_magnitude, rng, data.randaugment_layers)
+        elif data.augmentation == "autoaugment":
+            image = auto_augment(image, rng)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationExamples:
+    """Random access to this process's share of the evaluation batches, padded at the end with masked black images."""
+
+    source: Source
+    config: ConfigDict
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        batches = -(-len(self.source) // self.config.evaluation.batch_size)
+        return batches * self._local_batch_size
+
+    @property
+    def _local_batch_size(self) -> int:
+        return self.config.evaluation.batch_size // self.process_count
+
+    def __getitem__(self, element: int) -> dict[str, Any]:
+        evaluation, data = self.config.evaluation, self.config.data
+        step, offset = divmod(int(element), self._local_batch_size)
+        index = step * evaluation.batch_size + self.process_index * self._local_batch_size + offset
+        size = evaluation.image_size
+        example = {
+            "image": np.zeros((size, size, 3), np.uint8),
+            "label": np.int32(0),
+            "mask": np.bool_(False),
+            "broken": np.int32(-1),
+        }
+        if index >= len(self.source):
+            return example
+        try:
+            image, label = self.source.load(index)
+        except BrokenImage as error:
+            if not data.skip_broken:
+                raise UserError(_broken_sentence(self.source, index, error)) from None
+            return example | {"broken": np.int32(index)}
+        image = evaluation_crop(image, size, data.evaluation_crop, data.interpolation)
+        return example | {"image": image, "label": np.int32(label), "mask": np.bool_(True)}
+
+
+def train_batches(
+    source: Source,
+    config: ConfigDict,
+    stage: Stage,
+    start_step: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Generator[Batch, None, None]:
+    """This process's part of the batches from `start_step` to the end of the stage.
+
+    Yields:
+      {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'broken': int32 [b]}, b = global_batch_size / process_count;
+      'broken' is the index of an unreadable example that the next readable one replaces, or -1.
+
+    Raises:
+      UserError: the processes do not divide the batch; an image cannot be read and `data.skip_broken` is off.
+    """
+    check_known("config.data.augmentation", config.data.augmentation, AUGMENTATIONS)
+    _check_divides("config.global_batch_size", config.global_batch_size, process_count)
+    examples = TrainExamples(source, _frozen(config), stage, start_step, process_index, process_count)
+    return _batches(examples, config.global_batch_size // process_count, config)
+
+
+def evaluation_batches(
+    source: Source, config: ConfigDict, *, process_index: int = 0, process_count: int = 1
+) -> Generator[Batch, None, None]:
+    """This process's part of one pass over all examples, in order; every process makes the same number of batches.
+
+    Yields:
+      {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'mask': bool [b], 'broken': int32 [b]}, b =
+      evaluation.batch_size / process_count; the mask is off for padding and for unreadable images, whose index is in
+      'broken' (-1 elsewhere).
+
+    Raises:
+      UserError: as `train_batches`.
+    """
+    _check_divides("config.evaluation.batch_size", config.evaluation.batch_size, process_count)
+    examples = EvaluationExamples(source, _frozen(config), process_index, process_count)
+    return _batches(examples, config.evaluation.batch_size // process_count, config)
+
+
+class BrokenCounter:
+    """Counts the unreadable images of a source and names each once in the log."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._seen: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._seen)
+
+    def update(self, batch: Batch) -> None:
+        """Takes the 'broken' indices of a batch."""
+        for index in map(int, batch["broken"][batch["broken"] >= 0]):
+            if index not in self._seen:
+                self._seen.add(index)
+                logging.warning("cannot read %s", self._source.describe(index))
+
+
+def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Batch, None, None]:
+    """Batches of `examples`, prefetched; threads and processes end with the iterator, used up or closed."""
+    data = config.data
+    dataset = grain.MapDataset.source(examples)
+    ahead = max(data.prefetch_batches, 1)
+    if data.num_workers:
+        # Whole batches, one process each: few large messages.
+        options = grain.ReadOptions(num_threads=min(data.num_threads, ahead), prefetch_buffer_size=ahead)
+        workers = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=ahead)
+        iterable = dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers)
+    else:
+        # Single examples, so that all threads work on the next batch.
+        buffer = ahead * batch_size
+        options = grain.ReadOptions(num_threads=min(data.num_threads, buffer), prefetch_buffer_size=buffer)
+        iterable = dataset.to_iter_dataset(options).batch(batch_size)
+    iterator = iter(iterable)
+    try:
+        yield from iterator
+    finally:
+        close: Callable[[], None] | None = getattr(iterator, "close", None)
+        if close:
+            close()
+
+
+def _broken_sentence(source: Source, index: int, error: BrokenImage) -> str:
+    return f"cannot read {source.describe(index)}: {error}; --config.data.skip_broken=True goes on without it"
+
+
+def _check_divides(field: str, batch_size: int, process_count: int) -> None:
+    if batch_size % process_count:
+        raise UserError(f"{field}={batch_size} is not a multiple of the {process_count} processes")
+
+
+def _frozen(config: ConfigDict) -> Any:
+    """A copy that no later change reaches, and that worker processes can unpickle."""
+    return config.copy_and_resolve_references()

@@ -1,0 +1,200 @@
+"""Whole runs on the digits: stages, compilations, checkpoints, divergence, resume, and what is left on disk."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config, to_host
+
+from effv2_jax import train as train_lib
+from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
+from effv2_jax.compile import Compiler
+from effv2_jax.config import to_dict
+from effv2_jax.curriculum import make_curriculum
+from effv2_jax.errors import UserError
+from effv2_jax.evaluate import evaluate_run
+from effv2_jax.mesh import make_mesh
+from effv2_jax.metrics import METRICS_FILE, PICTURE_FILE, read_metrics
+from effv2_jax.train import train
+
+
+class CompileCounter(logging.Handler):
+    """Counts what XLA is asked to compile, from JAX's own log."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if message.startswith("Compiling"):
+            self.names.append(message.split()[1])
+
+    def __enter__(self):
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        self.level, self.propagate = logger.level, logger.propagate
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        logger.removeHandler(self)
+        logger.setLevel(self.level)
+        logger.propagate = self.propagate
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: its workdir, results, compilations and output lines."""
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    lines = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr("effv2_jax.train.say", lines.append)
+    patch.setattr("effv2_jax.progress.say", lines.append)
+    with CompileCounter() as compilations:
+        results = train(tiny_config(), workdir)
+    patch.undo()
+    return workdir, results, compilations.names, lines
+
+
+def restore(workdir: Path, config, step=None):
+    curriculum = make_curriculum(config, 1442)
+    compiler = Compiler(config, curriculum, 10, 1442, make_mesh())
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    state, record = checkpoints.restore(step or checkpoints.latest(), compiler.abstract_state)
+    checkpoints.close()
+    return to_host(state), record
+
+
+def test_each_stage_compiles_once(run):
+    _, _, names, _ = run
+    # Sizes 16, 16, 32, 32 with four regularisations; two evaluations share one step.
+    assert names.count("jit(train_step)") == 4
+    assert names.count("jit(evaluation_step)") == 1
+    assert sorted(set(names)) == ["jit(_initial_state)", "jit(evaluation_step)", "jit(train_step)"]
+    assert len(names) == 6
+
+
+def test_stages_that_compile_alike_share_a_step(tmp_path):
+    config = tiny_config(curriculum__mixup_alpha=(0.0, 0.0), curriculum__cutmix_alpha=(0.0, 0.0))
+    config.curriculum.dropout_rate = (0.2, 0.2)
+    with CompileCounter() as compilations:
+        train(config, tmp_path / "work")
+        train(config, tmp_path / "work")  # finished already: compiles nothing but the shapes to restore into
+    assert compilations.names.count("jit(train_step)") == 2  # 16 and 32 px
+    assert compilations.names.count("jit(evaluation_step)") == 1
+
+
+def test_a_run_leaves_checkpoints_metrics_and_a_picture(run):
+    workdir, results, _, lines = run
+    assert set(results) == {"raw", "ema"}
+    assert results["raw"]["count"] == 1797 - 1442
+    assert (workdir / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(to_dict(tiny_config())))
+    records = read_metrics(workdir / METRICS_FILE)
+    training = {record["step"]: record for record in records if "train/loss" in record}
+    assert list(training) == list(range(1, 9))
+    assert [training[step]["train/image_size"] for step in training] == [16, 16, 16, 16, 32, 32, 32, 32]
+    assert [record["step"] for record in records if "evaluation/ema_top1" in record] == [4, 8]
+    text = "\n".join(lines)
+    for words in (
+        "step 8/8 stage 4/4 32 px | loss",
+        "img/s/device, input wait",
+        "ETA",
+        "compiled training step of stage 1, 16 px in",
+        "compiled evaluation, 32 px in",
+        "result at step 8 | raw top-1",
+        str(workdir / PICTURE_FILE),
+    ):
+        assert words in text
+
+
+def test_evaluate_run_gives_what_training_gave(run):
+    workdir, results, _, _ = run
+    step, again = evaluate_run(workdir)
+    assert step == 8
+    for name in results:
+        assert again[name]["top1"] == results[name]["top1"]
+        assert again[name]["loss"] == pytest.approx(results[name]["loss"], rel=1e-5)
+    best, _ = evaluate_run(workdir, "best")
+    assert best in (4, 8)
+    with pytest.raises(UserError, match=r"no checkpoint '5' in .*kept steps: \["):
+        evaluate_run(workdir, "5")
+    with pytest.raises(UserError, match="holds no training run"):
+        evaluate_run(workdir / "nothing")
+
+
+def test_checkpoints_kept_are_the_last_and_the_best(run):
+    workdir, _, _, _ = run
+    kept = {int(path.name) for path in (workdir / CHECKPOINTS).iterdir() if path.name.isdigit()}
+    assert {6, 8} <= kept <= {4, 6, 8}  # 4 where it scored best
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(run, tmp_path, monkeypatch, stop):
+    workdir, _, _, _ = run
+    expected, _ = restore(workdir, tiny_config())
+
+    class Killed(Exception):
+        pass
+
+    save = Checkpoints.save
+
+    def save_and_die(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        if step == stop:
+            self.wait()
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        train(tiny_config(), tmp_path)
+    monkeypatch.undo()
+    train(tiny_config(), tmp_path)
+    again, record = restore(tmp_path, tiny_config())
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    assert record["step"] == 8
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(again.ema["params"]), strict=True)
+    )
+    steps = [r["step"] for r in read_metrics(tmp_path / METRICS_FILE) if "train/loss" in r]
+    assert steps == list(range(1, 9))  # none twice
+
+
+def test_a_loss_that_is_not_finite_stops_without_touching_the_last_checkpoint(tmp_path):
+    config = tiny_config(optimizer__learning_rate_per_256=0.016)
+    train(tiny_config(total_steps=4), tmp_path / "short")
+    shutil.copytree(tmp_path / "short", tmp_path / "work")
+    config.optimizer.learning_rate_per_256 = 1e38
+    with pytest.raises(UserError) as error:
+        train(config, tmp_path / "work")
+    message = str(error.value)
+    assert "stage 3, 32 px" in message and "is not finite: loss" in message
+    assert "the last good checkpoint, step 4, is kept" in message
+    kept = [int(path.name) for path in (tmp_path / "work" / CHECKPOINTS).iterdir() if path.name.isdigit()]
+    assert max(kept) == 4
+    before, _ = restore(tmp_path / "short", tiny_config())
+    after, _ = restore(tmp_path / "work", tiny_config())
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_mistake_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="global_batch_size=18 does not fit"):
+        train(tiny_config(global_batch_size=18), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_loop_makes_no_implicit_transfer(tmp_path, monkeypatch):
+    put_batch = train_lib.put_batch
+    monkeypatch.setattr(train_lib, "put_batch", lambda batch, mesh: batch)  # numpy arrays, moved by the call
+    with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
+        train(tiny_config(), tmp_path / "work")
+    assert put_batch is not train_lib.put_batch
