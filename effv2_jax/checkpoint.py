@@ -13,7 +13,7 @@ from etils import epath
 from effv2_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
-_SCORE = "score"
+_SCORE, _NOT_EVALUATED = "score", -1.0  # Orbax wants a score with every checkpoint
 
 
 class Checkpoints:
@@ -33,8 +33,8 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
-            read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            best_fn=lambda metrics: metrics[_SCORE],  # without it Orbax does not write the scores
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep_last),
@@ -54,9 +54,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the highest score among those kept; None where none has a score."""
-        scores = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scored = {step: metrics[_SCORE] for step, metrics in scores.items() if metrics}
-        return max(scored, key=lambda step: scored[step], default=None)
+        scores = {step: self._manager.metrics(step)[_SCORE] for step in self._manager.all_steps()}
+        scored = [step for step, score in scores.items() if score != _NOT_EVALUATED]
+        return max(scored, key=lambda step: scores[step], default=None)
 
     def find(self, which: str) -> int:
         """The step that 'latest', 'best' or a number names.
@@ -72,7 +72,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, run: dict[str, Any], score: float | None = None) -> None:
         """Copies the state off the devices and writes it in the background; `run` is anything JSON can hold."""
-        metrics = None if score is None else {_SCORE: score}
+        metrics = {_SCORE: _NOT_EVALUATED if score is None else score}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
