@@ -26,12 +26,15 @@ def get_config(argument=None):
 
     config.curriculum.image_size = (size // 2, size)
     config.curriculum.image_size_multiple = 16
-    config.curriculum.randaugment_magnitude = (2.0, 5.0)  # its translations are in pixels, made for larger images
+    config.curriculum.mixup_alpha = (0.0, 0.2)
     config.curriculum.dropout_rate = (0.1, dropout)
 
     config.data.source = "folder"
     config.data.name = "PHOTOS"
     config.data.crop_area = (0.25, 1.0)
+    # RandAugment's translations and cutouts are in pixels, made for 200 px and more; there 'randaugment' is worth a
+    # try.
+    config.data.augmentation = "none"
 
     config.schedule.name = "cosine"
     config.ema.decay = 0.99  # hundreds of steps, where ImageNet's 0.9999 is for 100,000

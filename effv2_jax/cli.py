@@ -93,8 +93,11 @@ def load_config(file_and_argument: str, overrides: list[str]) -> Any:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
         rest = values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        known = [line.partition(" ")[0] for line in _known_fields(file_and_argument)]
+    except UserError:
+        raise
+    except Exception as error:  # whatever the file or the parser of an override may raise
+        # Without overrides the file itself is at fault.
+        known = [line.partition(" ")[0] for line in _known_fields(file_and_argument)] if overrides else []
         for override in overrides:
             field = override.partition("=")[0].partition(".")[2]
             if field not in known and not any(name.startswith(f"{field}.") for name in known):

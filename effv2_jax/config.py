@@ -153,10 +153,10 @@ def parse_argument(argument: str | None, **fields: Any) -> dict[str, Any]:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not key:
             continue
-        if not equals and key not in fields and position == 0:
+        if not equals and key not in fields and position == 0 and fields:
             key, equals, value = next(iter(fields)), "=", key
         if key not in fields:
-            raise UserError(f"config argument '{item}' is unknown; known: {', '.join(fields)}")
+            raise UserError(f"config argument '{item}' is unknown; known: {', '.join(fields) or 'none'}")
         default = fields[key]
         try:
             if isinstance(default, bool):

@@ -220,7 +220,7 @@ def _values(config: ConfigDict, field: str) -> list[Any]:
     for stage, value in enumerate(values):
         if not test(value):
             raise UserError(
-                f"{path} gives {value} in stage {stage} at image_size_multiple={config.image_size_multiple}; "
+                f"{path} gives {value} in stage {stage + 1} at image_size_multiple={config.image_size_multiple}; "
                 f"it must be {allowed}"
             )
     return values
@@ -260,7 +260,7 @@ def _end_steps(config: ConfigDict, total: Fraction, *, batch_size: int, num_exam
     for stage, (start, end) in enumerate(itertools.pairwise([0, *ends])):
         if end <= start:
             raise UserError(
-                f"stage {stage} has no step: the run has {total_steps} steps for "
+                f"stage {stage + 1} has no step: the run has {total_steps} steps for "
                 f"config.curriculum.num_stages={count}; lengthen the run or this stage, or use fewer stages"
             )
     return ends
@@ -298,7 +298,7 @@ def make_curriculum(config: ConfigDict, num_examples: int) -> Curriculum:
     for stage, parts in enumerate(fields["accumulation_steps"]):
         if batch_size % parts:
             raise UserError(
-                f"accumulation_steps is {parts} in stage {stage}, which does not divide "
+                f"accumulation_steps is {parts} in stage {stage + 1}, which does not divide "
                 f"config.global_batch_size={batch_size}; use a divisor"
             )
     stages = tuple(

@@ -11,7 +11,7 @@ from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
 from effv2_jax.compile import Compiler
 from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum, steps_of
-from effv2_jax.data.pipeline import BrokenCounter, evaluation_batches, train_batches
+from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
 from effv2_jax.evaluate import evaluate, weights_of
 from effv2_jax.mesh import make_mesh, put_batch
@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
     curriculum = make_curriculum(config, num_examples)
     total_steps = curriculum.total_steps
     mesh = make_mesh()
+    check_input(config, jax.process_count())
     check_batch(config, curriculum, mesh.size)
     every = {
         name: max(
@@ -126,7 +127,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
                         best = {"top1": score, "step": step}
                     say(f"step {step} evaluation | " + describe_results(results))
                     writers.write_scalars(step, flatten_results(results))
-                writers.flush()  # before the checkpoint: a restart drops what lies beyond it, and lacks nothing before it
+                writers.flush()  # before the checkpoint: a restart drops what lies beyond it, and lacks nothing before
+                it
                 if due("checkpoint", step) or score is not None:
                     with stopwatch.measure("checkpoint"):
                         run = {"step": step, "best": best, "results": results, "stopwatch": dict(stopwatch.seconds)}

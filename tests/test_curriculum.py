@@ -337,9 +337,9 @@ def test_listed_epochs_of_a_run_in_epochs() -> None:
         ),
         ({"steps": 100}, {"duration_steps": (50, 50)}, r"duration_steps has 2 values, but .*num_stages is 4"),
         ({"steps": 100}, {"duration_steps": (50, 50, 50, -50)}, r"duration_steps has the value -50; it must be more"),
-        ({"steps": 100}, {"duration_percent": (50, 0.5, 0.4, 49.1)}, r"stage 1 has no step: the run has 100 steps"),
-        ({"steps": 3}, {}, r"stage 0 has no step: the run has 3 steps for config\.curriculum\.num_stages=4"),
-        ({"examples": 5}, {}, r"stage 0 has no step: the run has 0 steps"),
+        ({"steps": 100}, {"duration_percent": (50, 0.5, 0.4, 49.1)}, r"stage 2 has no step: the run has 100 steps"),
+        ({"steps": 3}, {}, r"stage 1 has no step: the run has 3 steps for config\.curriculum\.num_stages=4"),
+        ({"examples": 5}, {}, r"stage 1 has no step: the run has 0 steps"),
     ],
 )
 def test_durations_that_do_not_fit(total: dict[str, Any], listed: dict[str, Any], message: str) -> None:
@@ -353,7 +353,7 @@ def test_durations_that_do_not_fit(total: dict[str, Any], listed: dict[str, Any]
         ({"image_size": (0, 300)}, r"image_size has the value 0; it must be a whole number of pixels from 1"),
         (
             {"image_size": (15, 300), "image_size_multiple": 32},
-            r"image_size gives 0 in stage 0 at image_size_multiple=32",
+            r"image_size gives 0 in stage 1 at image_size_multiple=32",
         ),
         ({"image_size_multiple": 0}, r"image_size_multiple is 0; it must be a whole number from 1"),
         ({"randaugment_magnitude": (-1.0, 5.0)}, r"randaugment_magnitude has the value -1\.0"),
@@ -362,8 +362,8 @@ def test_durations_that_do_not_fit(total: dict[str, Any], listed: dict[str, Any]
         ({"dropout_rate": (0.1, 1.0)}, r"dropout_rate has the value 1\.0; it must be from 0 to below 1"),
         ({"survival_probability": (0.0, 0.8)}, r"survival_probability has the value 0\.0; it must be above 0 and at"),
         ({"accumulation_steps": 0}, r"accumulation_steps has the value 0; it must be a whole number from 1"),
-        ({"accumulation_steps": 3}, r"accumulation_steps is 3 in stage 0, .* config\.global_batch_size=4096"),
-        ({"listed": {"accumulation_steps": (1, 1, 1, 5)}}, r"accumulation_steps is 5 in stage 3"),
+        ({"accumulation_steps": 3}, r"accumulation_steps is 3 in stage 1, .* config\.global_batch_size=4096"),
+        ({"listed": {"accumulation_steps": (1, 1, 1, 5)}}, r"accumulation_steps is 5 in stage 4"),
         ({"listed": {"image_size": (128, 160)}}, r"listed\.image_size has 2 values, but .*num_stages is 4"),
         ({"listed": {"image_size": (128, 160, 192.5, 224)}}, r"listed\.image_size has the value 192\.5"),
         ({"listed": {"dropout_rate": (0.1, 0.1, 0.1, 2.0)}}, r"listed\.dropout_rate has the value 2\.0"),

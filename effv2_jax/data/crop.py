@@ -7,8 +7,10 @@ import numpy as np
 
 from effv2_jax.errors import check_known
 
-# Half-pixel centres and no antialiasing, as tf.image.resize. 'bicubic' is Keys' kernel with a = -0.75, as in
-# TensorFlow 1, whose legacy op differs only in its corner-aligned centres.
+# Half-pixel centres and no antialiasing, as tf.image.resize with antialias=False. 'bicubic' is the cubic kernel with
+# a = -0.75, as is TensorFlow 1's op, which V1 used; but that op puts output pixel i at i * scale and not at
+# (i + 0.5) * scale - 0.5, and so shifts the picture by up to half an input pixel. Here values are rounded to uint8, in
+# the released code cut off before RandAugment and left as floats otherwise.
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 EVALUATION_CROPS = ("v2", "v1", "squash")
 CROP_PADDING = 32
@@ -27,29 +29,33 @@ def random_crop_box(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop, as TensorFlow's `sample_distorted_bounding_box` draws it.
 
-    The aspect ratio (width / height) is uniform in its range; the height is uniform among those whole numbers that
-    give an area in its range and fit into the image; the place is uniform. After MAX_ATTEMPTS ratios that do not fit
-    it is the whole image.
+    The aspect ratio (width / height) is uniform in its range; the height is uniform among the whole numbers between
+    those that give the smallest and the largest area and fit into the image, and moves by one where rounding the
+    width has put the area out of its range; the place is uniform (TensorFlow's leaves out the last row and column).
+    After MAX_ATTEMPTS ratios that do not fit it is the whole image.
+
+    The released V1 pipeline makes 10 attempts and then crops at the centre. It also asks for a tenth of the image to
+    be covered (min_object_covered=0.1), so its areas, said to be from 0.08, are from 0.1 of the image.
     """
     smallest, largest = area[0] * height * width, area[1] * height * width
     for _ in range(MAX_ATTEMPTS):
         ratio = rng.uniform(*aspect_ratio)
         low = round(math.sqrt(smallest / ratio))
-        high = min(round(math.sqrt(largest / ratio)), height)
+        high = round(math.sqrt(largest / ratio))
         if round(high * ratio) > width:
-            # The width is rounded: take the largest height whose width still fits.
-            high = int((width + 0.5 - 1e-7) / ratio)
-        if low > high:
-            continue
-        crop_height = int(rng.integers(low, high + 1))
+            high = int((width + 0.5 - 1e-7) / ratio)  # the largest height whose rounded width fits
+        high = min(high, height)
+        crop_height = int(rng.integers(low, high + 1)) if low < high else high
+        if crop_height * round(crop_height * ratio) < smallest:
+            crop_height += 1
+        if crop_height * round(crop_height * ratio) > largest:
+            crop_height -= 1
         crop_width = round(crop_height * ratio)
-        if not (0 < crop_height <= height and 0 < crop_width <= width):
-            continue
-        if not smallest <= crop_height * crop_width <= largest:
-            continue
-        top = int(rng.integers(0, height - crop_height + 1))
-        left = int(rng.integers(0, width - crop_width + 1))
-        return top, left, crop_height, crop_width
+        fits = 0 < crop_height <= height and 0 < crop_width <= width
+        if fits and smallest <= crop_height * crop_width <= largest:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
     return 0, 0, height, width
 
 
@@ -80,7 +86,7 @@ def evaluation_crop(image: np.ndarray, size: int, rule: str, interpolation: str)
     check_known("config.data.evaluation_crop", rule, EVALUATION_CROPS)
     if rule == "v1" or (rule == "v2" and size < SQUASH_FROM):
         height, width = image.shape[:2]
-        side = max(1, int(size / (size + CROP_PADDING) * min(height, width)))
+        side = max(1, size * min(height, width) // (size + CROP_PADDING))
         up = 1 if rule == "v1" else 0
         top, left = (height - side + up) // 2, (width - side + up) // 2
         image = image[top : top + side, left : left + side]

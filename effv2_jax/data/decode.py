@@ -9,7 +9,9 @@ from PIL import Image
 # Grain's threads run images in parallel; OpenCV's own would fight with them.
 cv2.setNumThreads(1)
 
-MAX_PIXELS = 2**28  # 16,384 x 16,384: a picture that claims more is taken for a decompression bomb
+MAX_PIXELS = 2**28  # 16,384 x 16,384, 0.8 GB decoded: a picture that claims more is taken for a decompression bomb
+# Pillow's own limit is a third of it. Above it warns, above the double it raises.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
 class BrokenImage(ValueError):
@@ -19,9 +21,10 @@ class BrokenImage(ValueError):
 def decode(data: bytes) -> np.ndarray:
     """Decodes JPEG, PNG, WebP, GIF or BMP of any colour type to uint8 [H, W, 3] in RGB.
 
-    Grey becomes three equal channels; an alpha channel is dropped, as TensorFlow's `decode_image` with 3 channels
-    does; the EXIF orientation is ignored, as there. OpenCV does most; Pillow does CMYK and what OpenCV cannot read,
-    and decides whether a file is cut short, of which OpenCV would return a partly grey picture.
+    Grey becomes three equal channels; an alpha channel is dropped and of 16 bits the upper 8 are kept, as TensorFlow's
+    `decode_image` with 3 channels does; the EXIF orientation is ignored, as there. Of an animation it is the first
+    frame. OpenCV does most; Pillow does CMYK and what OpenCV cannot read, and decides whether a file is cut short, of
+    which OpenCV would return a partly grey picture. Damage inside a file shows only where the format has checks.
 
     Raises:
       BrokenImage: with the reason.
@@ -47,11 +50,14 @@ def _header(data: bytes) -> Image.Image:
 
 
 def _ends(data: bytes, format: str | None) -> bool:
-    """Whether the bytes end as their format does; cameras may pad a JPEG after its end marker."""
+    """Whether OpenCV decodes the format and the bytes end as it does; cameras may pad a JPEG after its end marker."""
     if format == "JPEG":
         return b"\xff\xd9" in data[-64:]
     if format == "PNG":
-        return b"IEND" in data[-64:]
+        # Pillow takes zeros in place of the second half for pixels.
+        if b"IEND" not in data:
+            raise BrokenImage("cut short: a PNG without its end")
+        return True
     if format == "WEBP":
         return len(data) >= int.from_bytes(data[4:8], "little") + 8
     return False
@@ -59,10 +65,11 @@ def _ends(data: bytes, format: str | None) -> bool:
 
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:
     """Pillow's strict decoding: a file cut short is an error."""
+    if image.mode in ("I", "F"):
+        raise BrokenImage(f"pixels of 32 bits (mode {image.mode}) have no known range")
     try:
-        if image.mode in ("I", "I;16", "I;16B", "F"):  # 16 bits a pixel
-            grey = np.asarray(image).astype(np.float64)
-            return np.repeat((grey / 257).round().clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        if image.mode.startswith("I;16"):
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
     except Exception as error:
         raise BrokenImage(str(error) or type(error).__name__) from None

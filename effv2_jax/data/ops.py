@@ -6,11 +6,13 @@ its input.
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
 FILL = 128  # of pixels that come from outside the image
+_LEVELS = np.arange(256)
 
 
 def blend(degenerate: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
@@ -18,36 +20,37 @@ def blend(degenerate: np.ndarray, image: np.ndarray, factor: float) -> np.ndarra
     if factor == 1:
         return image
     start = degenerate.astype(np.float32)
-    mixed = start + np.float32(factor) * (image.astype(np.float32) - start)
-    return np.clip(mixed, 0, 255).astype(np.uint8)
+    mixed = image.astype(np.float32)
+    mixed -= start
+    mixed *= np.float32(factor)
+    mixed += start
+    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
 
 
 def autocontrast(image: np.ndarray) -> np.ndarray:
     """Stretches each channel to 0..255; a channel of one value stays."""
-    levels = np.arange(256, dtype=np.float32)
-    tables = np.empty((1, 256, 3), np.uint8)
-    for channel in range(3):
-        low, high = np.float32(image[..., channel].min()), np.float32(image[..., channel].max())
-        if high > low:
-            scale = np.float32(255) / (high - low)
-            tables[0, :, channel] = np.clip(levels * scale - low * scale, 0, 255)
-        else:
-            tables[0, :, channel] = levels
-    return cv2.LUT(image, tables)
+
+    def table(histogram: np.ndarray) -> np.ndarray:
+        low, high = np.flatnonzero(histogram)[[0, -1]].astype(np.float32)
+        if low == high:
+            return _LEVELS
+        scale = np.float32(255) / (high - low)
+        return np.clip(_LEVELS.astype(np.float32) * scale - low * scale, 0, 255)
+
+    return _map_channels(image, table)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
     """Flattens the histogram of each channel with Pillow's whole-number steps."""
-    tables = np.empty((1, 256, 3), np.uint8)
-    for channel in range(3):
-        histogram = np.bincount(image[..., channel].ravel(), minlength=256)
-        step = (histogram.sum() - histogram[histogram > 0][-1]) // 255
-        if step:
-            below = np.concatenate([[0], ((histogram.cumsum() + step // 2) // step)[:-1]])
-            tables[0, :, channel] = np.clip(below, 0, 255)
-        else:
-            tables[0, :, channel] = np.arange(256)
-    return cv2.LUT(image, tables)
+
+    def table(histogram: np.ndarray) -> np.ndarray:
+        step = (histogram.sum() - histogram[np.flatnonzero(histogram)[-1]]) // 255
+        if not step:
+            return _LEVELS
+        below = histogram.cumsum() - histogram
+        return np.where(_LEVELS == 0, 0, np.clip((below + step // 2) // step, 0, 255))
+
+    return _map_channels(image, table)
 
 
 def invert(image: np.ndarray) -> np.ndarray:
@@ -55,18 +58,22 @@ def invert(image: np.ndarray) -> np.ndarray:
 
 
 def posterize(image: np.ndarray, bits: int) -> np.ndarray:
-    """Keeps the `bits` highest bits, 0 to 8."""
-    return image & np.uint8(256 - (1 << (8 - bits)))
+    """Keeps the `bits` highest bits, 0 to 8; 0 keeps one, as TensorFlow's kernel shifts a byte by at most 7."""
+    return image & np.uint8(0xFF << (8 - max(bits, 1)) & 0xFF)
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
     """Inverts pixels of `threshold` and above; 256 inverts none."""
-    return np.where(image < threshold, image, 255 - image)
+    table = 255 - _LEVELS
+    table[:threshold] = _LEVELS[:threshold]
+    return _map(image, table)
 
 
 def solarize_add(image: np.ndarray, addition: int, threshold: int = 128) -> np.ndarray:
     """Adds to the pixels below `threshold`, at most to 255."""
-    return np.where(image < threshold, np.clip(image.astype(np.int16) + addition, 0, 255).astype(np.uint8), image)
+    table = _LEVELS.copy()
+    table[:threshold] = np.clip(table[:threshold] + addition, 0, 255)
+    return _map(image, table)
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
@@ -80,40 +87,43 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     The released code means the mean grey, but sums the histogram's counts without their values; from 256 x 256 pixels
     on the grey is white. Networks were trained with it, so it stays.
     """
-    grey = np.uint8(min(image.shape[0] * image.shape[1] / 256, 255))
-    return blend(np.full((1, 1, 1), grey), image, factor)
+    grey = min(image.shape[0] * image.shape[1] // 256, 255)
+    return _map(image, blend(np.full(256, grey), _LEVELS, factor))
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """0 is black."""
-    return blend(np.zeros((1, 1, 1), np.uint8), image, factor)
+    return _map(image, blend(np.zeros(256), _LEVELS, factor))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """0 is Pillow's SMOOTH filter; the outermost pixels stay."""
-    if min(image.shape[:2]) < 3:
+    """0 is Pillow's SMOOTH filter, with fractions cut off; the outermost pixels stay."""
+    if factor == 1 or min(image.shape[:2]) < 3:
         return image
-    kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
     smooth = image.copy()
-    filtered = cv2.filter2D(image, cv2.CV_32F, kernel)
-    smooth[1:-1, 1:-1] = np.clip(filtered, 0, 255)[1:-1, 1:-1]
+    # Whole numbers until the division, so that an area of one colour keeps it.
+    sums = cv2.filter2D(image, cv2.CV_16S, np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32))
+    smooth[1:-1, 1:-1] = sums[1:-1, 1:-1] // 13
     return blend(smooth, image, factor)
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Clockwise by `degrees` about the centre."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    right, bottom = image.shape[1] - 1, image.shape[0] - 1
+    """Counter-clockwise by `degrees` about the centre (the released docstring says clockwise, tfa's op does not)."""
+    angle = np.float32(math.radians(degrees))
+    cosine, sine = np.cos(angle), np.sin(angle)
+    right, bottom = np.float32(image.shape[1] - 1), np.float32(image.shape[0] - 1)
     x_offset = (right - (cosine * right - sine * bottom)) / 2
     y_offset = (bottom - (sine * right + cosine * bottom)) / 2
     return _affine(image, ((cosine, -sine, x_offset), (sine, cosine, y_offset)))
 
 
 def shear_x(image: np.ndarray, level: float) -> np.ndarray:
+    """Row y moves to the left by level * y."""
     return _affine(image, ((1, level, 0), (0, 1, 0)))
 
 
 def shear_y(image: np.ndarray, level: float) -> np.ndarray:
+    """Column x moves upwards by level * x."""
     return _affine(image, ((1, 0, 0), (level, 1, 0)))
 
 
@@ -136,18 +146,39 @@ def cutout(image: np.ndarray, half_side: int, rng: np.random.Generator) -> np.nd
 
 
 def _affine(image: np.ndarray, output_to_input: tuple[tuple[float, float, float], ...]) -> np.ndarray:
-    """Each output pixel (x, y) is the input pixel nearest to output_to_input @ (x, y, 1)."""
-    return cv2.warpAffine(
-        image,
-        np.array(output_to_input, np.float64),
-        (image.shape[1], image.shape[0]),
-        flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(FILL, FILL, FILL),
-    )
+    """Each output pixel (x, y) is the input pixel nearest to output_to_input @ (x, y, 1).
+
+    In float32 and with halves away from zero, as TensorFlow; cv2.warpAffine would send halves to even numbers, which
+    a shear by 0.3 meets in every tenth row.
+    """
+    height, width = image.shape[:2]
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+
+    def nearest(by_x: np.float32, by_y: np.float32, offset: np.float32) -> np.ndarray:
+        position = by_x * x + by_y * y
+        position += offset
+        position -= position == -0.5  # the one negative half that the next lines would bring into the image
+        position += np.float32(0.5)
+        return np.floor(position, out=position)
+
+    columns, rows = (nearest(*line) for line in np.asarray(output_to_input, np.float32))
+    return cv2.remap(image, columns, rows, cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, (FILL, FILL, FILL))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """Luma [H, W] with TensorFlow's weights, rounded as `tf.image.rgb_to_grayscale` rounds."""
-    weights = np.array([0.2989, 0.587, 0.114], np.float32)
-    return (image.astype(np.float32) @ weights + np.float32(0.5)).astype(np.uint8)
+    """Luma uint8 [H, W] as `tf.image.rgb_to_grayscale`, which cuts fractions off after scaling by 255.5 / 255."""
+    weights = np.array([[0.2989, 0.587, 0.114]]) * (255.5 / 255)
+    return cv2.transform(image.astype(np.float32), weights).astype(np.uint8)
+
+
+def _map(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[image], for a table of 256 values from 0 to 255; fractions are cut off."""
+    return cv2.LUT(image, table.astype(np.uint8))
+
+
+def _map_channels(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Each channel through the table of 256 values that `table` makes of its histogram."""
+    channels = cv2.split(image)
+    histograms = (cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64) for channel in channels)
+    tables = [table(histogram).astype(np.uint8) for histogram in histograms]
+    return cv2.LUT(image, np.stack(tables, axis=-1)[None])

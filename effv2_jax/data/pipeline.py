@@ -16,7 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Stage
-from effv2_jax.data.crop import evaluation_crop, random_flip, random_resized_crop
+from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS, evaluation_crop, random_flip, random_resized_crop
 from effv2_jax.data.decode import BrokenImage
 from effv2_jax.data.randaugment import auto_augment, rand_augment
 from effv2_jax.data.sources import Source
@@ -136,6 +136,18 @@ class EvaluationExamples:
         return example | {"image": image, "label": np.int32(label), "mask": np.bool_(True)}
 
 
+def check_input(config: ConfigDict, process_count: int) -> None:
+    """Raises UserError where the config names what the input does not know, or the processes do not divide a batch."""
+    data = config.data
+    check_known("config.data.augmentation", data.augmentation, AUGMENTATIONS)
+    check_known("config.data.interpolation", data.interpolation, INTERPOLATIONS)
+    check_known("config.data.evaluation_crop", data.evaluation_crop, EVALUATION_CROPS)
+    sizes = {"global_batch_size": config.global_batch_size, "evaluation.batch_size": config.evaluation.batch_size}
+    for field, batch_size in sizes.items():
+        if batch_size % process_count:
+            raise UserError(f"config.{field}={batch_size} is not a multiple of the {process_count} processes")
+
+
 def train_batches(
     source: Source,
     config: ConfigDict,
@@ -154,8 +166,7 @@ def train_batches(
     Raises:
       UserError: the processes do not divide the batch; an image cannot be read and `data.skip_broken` is off.
     """
-    check_known("config.data.augmentation", config.data.augmentation, AUGMENTATIONS)
-    _check_divides("config.global_batch_size", config.global_batch_size, process_count)
+    check_input(config, process_count)
     examples = TrainExamples(source, _frozen(config), stage, start_step, process_index, process_count)
     return _batches(examples, config.global_batch_size // process_count, config)
 
@@ -173,7 +184,7 @@ def evaluation_batches(
     Raises:
       UserError: as `train_batches`.
     """
-    _check_divides("config.evaluation.batch_size", config.evaluation.batch_size, process_count)
+    check_input(config, process_count)
     examples = EvaluationExamples(source, _frozen(config), process_index, process_count)
     return _batches(examples, config.evaluation.batch_size // process_count, config)
 
@@ -223,11 +234,6 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
 
 def _broken_sentence(source: Source, index: int, error: BrokenImage) -> str:
     return f"cannot read {source.describe(index)}: {error}; --config.data.skip_broken=True goes on without it"
-
-
-def _check_divides(field: str, batch_size: int, process_count: int) -> None:
-    if batch_size % process_count:
-        raise UserError(f"{field}={batch_size} is not a multiple of the {process_count} processes")
 
 
 def _frozen(config: ConfigDict) -> Any:

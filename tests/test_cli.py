@@ -1,0 +1,91 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from effv2_jax.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def effv2(capsys, monkeypatch):
+    """Runs `effv2 ARGUMENTS` in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(arguments)
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_models(effv2):
+    code, out, _ = effv2("models")
+    assert code == 0 and "efficientnetv2-s" in out
+    code, out, _ = effv2("models", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["efficientnetv2-xl"]["parameters"] == 208_119_808
+
+
+def test_stages_need_no_data_where_the_config_knows_their_number(effv2):
+    code, out, _ = effv2("stages", "--config=configs/imagenet.py:s")
+    assert code == 0 and "107336 steps, 350.0 epochs" in out
+    code, out, _ = effv2("stages", "--config=configs/imagenet.py:l,recipe=automl", "--json")
+    assert [stage["image_size"] for stage in json.loads(out)["stages"]] == [192, 256, 320, 384]
+
+
+def test_stages_count_the_data_where_it_is_at_hand(effv2):
+    code, out, _ = effv2("stages", "--config=configs/digits.py")
+    assert code == 0 and "of 1442 examples" in out
+
+
+def test_config_prints_what_an_override_made(effv2):
+    code, out, _ = effv2("config", "--config=configs/digits.py", "--config.ema.decay=0.5")
+    assert code == 0 and "ema.decay = 0.5\n" in out
+    code, out, _ = effv2("config", "--config=configs/digits.py", "--json")
+    assert json.loads(out)["data"]["source"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--config=configs/digits.py:x", "--workdir=W"), "config argument 'x' is unknown"),
+        (("train", "--config=configs/folder.py", "--workdir=W"), "config.data.name='PHOTOS' is no folder of images"),
+        (("train", "--config=configs/digits.py", "--workdir=W", "--config.ema.decai=1"), "did you mean ema.decay?"),
+        (
+            ("train", "--config=configs/digits.py", "--workdir=W", "--config.total_steps=2"),
+            "stage 1 has no step: the run has 2 steps",
+        ),
+        (
+            ("train", "--config=configs/digits.py", "--workdir=W", "--config.data.augmentation=no"),
+            "did you mean 'none'",
+        ),
+        (("train", "--config=configs/digits.py", "--workdir=W", "--config.data.interpolation=b"), "known: bilinear"),
+        (("evaluate", "--workdir=W"), "holds no training run"),
+        (("models", "--config.seed=1"), "'effv2 models' takes no config"),
+        (("train", "--config=configs/digits.py"), "required: --workdir"),
+        (("trian",), "invalid choice: 'trian'"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(effv2, tmp_path, arguments, message):
+    workdir = tmp_path / "work"
+    code, _, err = effv2(*(argument.replace("=W", f"={workdir}") for argument in arguments))
+    assert code == 2
+    assert message in err and "Traceback" not in err
+    assert not workdir.exists()
+
+
+def test_models_through_the_installed_command_and_a_closed_pipe():
+    effv2 = Path(sys.executable).with_name("effv2")
+    run = subprocess.run(f"{effv2} models | head -1", shell=True, capture_output=True, text=True)
+    assert run.stdout.strip() and not run.stderr

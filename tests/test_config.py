@@ -1,0 +1,129 @@
+"""The configs as they resolve, and the arguments and overrides that make them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from effv2_jax.cli import load_config
+from effv2_jax.compile import Compiler
+from effv2_jax.config import defaults, duration, flat_lines, from_dict, parse_argument, to_dict
+from effv2_jax.curriculum import make_curriculum
+from effv2_jax.errors import UserError
+from effv2_jax.mesh import make_mesh
+from effv2_jax.step import check_batch
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+SHIPPED = [
+    *(f"imagenet.py:{variant}" for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")),
+    *(f"imagenet.py:{variant},recipe=automl" for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")),
+    "imagenet.py:s,runlocal",
+    "digits.py",
+    "folder.py",
+    "folder.py:s,size=224",
+]
+
+
+def load(name: str, *overrides: str) -> ConfigDict:
+    return load_config(str(ROOT / "configs" / name), list(overrides))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_resolve_to_the_golden_text(name):
+    """Any drift of a hyper-parameter shows; `EFFV2_UPDATE_GOLDEN=1 pytest tests/test_config.py` writes the files anew."""
+    text = "\n".join(flat_lines(load(name))) + "\n"
+    path = GOLDEN / "configs" / (name.replace(".py", "").replace(":", "-").replace(",", "-") + ".txt")
+    if os.environ.get("EFFV2_UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_accepted_by_all_that_reads_them(name):
+    config = load(name)
+    num_examples = config.data.num_examples or 1442
+    curriculum = make_curriculum(config, num_examples)
+    check_batch(config, curriculum, 1)
+    compiler = Compiler(config, curriculum, 10, num_examples, make_mesh())
+    assert compiler.abstract_state.step.shape == ()
+
+
+def test_every_default_is_kept_or_changed_but_none_added():
+    fields = {line.partition(" = ")[0] for line in flat_lines(defaults())}
+    for name in SHIPPED:
+        assert {line.partition(" = ")[0] for line in flat_lines(load(name))} == fields, name
+
+
+def test_the_golden_folder_holds_no_stale_file():
+    assert len(list((GOLDEN / "configs").iterdir())) == len(SHIPPED)
+
+
+def test_arguments_of_a_config():
+    fields = {"variant": "s", "size": 128, "runlocal": False}
+    assert parse_argument(None, **fields) == fields
+    assert parse_argument("m,size=224,runlocal", **fields) == {"variant": "m", "size": 224, "runlocal": True}
+    assert parse_argument("variant=l,runlocal=false", **fields) == {"variant": "l", "size": 128, "runlocal": False}
+    with pytest.raises(UserError, match=r"'sise=3' is unknown; known: variant, size, runlocal"):
+        parse_argument("m,sise=3", **fields)
+    with pytest.raises(UserError, match="'size=big' needs a value of type int"):
+        parse_argument("size=big", **fields)
+
+
+def test_a_config_survives_json():
+    config = load("imagenet.py:m", "--config.curriculum.listed.image_size=(128,160,192,224)")
+    assert to_dict(from_dict(json.loads(json.dumps(to_dict(config))))) == to_dict(config)
+
+
+def test_a_config_of_another_version_is_named():
+    values = to_dict(defaults())
+    values["optimizer"]["momentun"] = values["optimizer"].pop("momentum")
+    with pytest.raises(
+        UserError, match=r"unknown fields \[optimizer\.momentun\], missing fields \[optimizer\.momentum\]"
+    ):
+        from_dict(values)
+
+
+def test_an_overridden_duration_replaces_the_file_s():
+    config = load("imagenet.py:s", "--config.total_steps=50", "--config.schedule.warmup_percent=10")
+    assert (config.total_steps, config.total_epochs) == (50, None)
+    assert (config.schedule.warmup_percent, config.schedule.warmup_epochs) == (10.0, None)
+    assert config.schedule.decay_epochs == 2.4
+    config = load("imagenet.py:s", "--config.total_steps=50", "--config.total_epochs=3")
+    with pytest.raises(UserError, match=r"config\.total_steps=50 and config\.total_epochs=3\.0 give the same duration"):
+        make_curriculum(config, 1000)
+
+
+def test_setting_a_duration_unsets_the_other_units():
+    config = defaults()
+    duration(config, "total", examples=7)
+    assert (config.total_examples, config.total_epochs, config.total_steps) == (7, None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.optimizer.momentun=1"], r"no field 'optimizer\.momentun'; did you mean optimizer\.momentum\?"),
+        (["--config.momentum=1"], r"no field 'momentum'; did you mean batch_norm\.momentum or optimizer\.momentum\?"),
+        (["--config.seed=one"], r"config cannot be read: .*config\.seed=one"),
+        (["--config.qqqq=1"], r"no field 'qqqq'; `effv2 config` prints all fields"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        load("digits.py", *overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_file_or_argument_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="'nothing.py' does not exist"):
+        load_config("nothing.py", [])
+    with pytest.raises(UserError, match=r"imagenet\.py:huge is unknown; it takes s, m, l"):
+        load("imagenet.py:huge")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:\n")
+    with pytest.raises(UserError, match="config cannot be read"):
+        load_config(str(broken), [])
