@@ -122,8 +122,9 @@ class Progress:
 
 def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
     """Says what is about to run, and logs every parameter."""
+    own = " with its own blocks" if config.model.blocks else ""
     say(
-        f"{config.model.variant}{' with its own blocks' if config.model.blocks else ''}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
+        f"{config.model.variant}{own}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
         f"{len(sources.train):,} training and {len(sources.evaluation):,} evaluation examples "
         f"in {sources.num_classes} classes; "
         f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "

@@ -127,8 +127,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
                         best = {"top1": score, "step": step}
                     say(f"step {step} evaluation | " + describe_results(results))
                     writers.write_scalars(step, flatten_results(results))
-                writers.flush()  # before the checkpoint: a restart drops what lies beyond it, and lacks nothing before
-                it
+                writers.flush()  # before the checkpoint: what a restart finds reaches up to its step
                 if due("checkpoint", step) or score is not None:
                     with stopwatch.measure("checkpoint"):
                         run = {"step": step, "best": best, "results": results, "stopwatch": dict(stopwatch.seconds)}

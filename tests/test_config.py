@@ -33,7 +33,7 @@ def load(name: str, *overrides: str) -> ConfigDict:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_resolve_to_the_golden_text(name):
-    """Any drift of a hyper-parameter shows; `EFFV2_UPDATE_GOLDEN=1 pytest tests/test_config.py` writes the files anew."""
+    """Any drift of a hyper-parameter shows; EFFV2_UPDATE_GOLDEN=1 writes the files anew."""
     text = "\n".join(flat_lines(load(name))) + "\n"
     path = GOLDEN / "configs" / (name.replace(".py", "").replace(":", "-").replace(",", "-") + ".txt")
     if os.environ.get("EFFV2_UPDATE_GOLDEN"):
@@ -119,7 +119,7 @@ def test_a_wrong_override_is_one_sentence(overrides, message):
 
 
 def test_a_wrong_file_or_argument_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="'nothing.py' does not exist"):
+    with pytest.raises(UserError, match=r"'nothing\.py' does not exist"):
         load_config("nothing.py", [])
     with pytest.raises(UserError, match=r"imagenet\.py:huge is unknown; it takes s, m, l"):
         load("imagenet.py:huge")

@@ -56,8 +56,8 @@ def folder_sources(config: ConfigDict) -> Sources:
     for field in ("train_split", "evaluation_split"):
         if data[field] not in splits:
             raise UserError(
-                f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {', '.join(splits) or 'none'}. "
-                f"Name one by --config.data.{field}=..., or hold a share out of the classes by "
+                f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has "
+                f"{', '.join(splits) or 'none'}. Name one by --config.data.{field}=..., or hold a share out of the classes by "
                 "--config.data.holdout_percent=20"
             )
     classes = {name: _subfolders(root / name) for name in (data.train_split, data.evaluation_split)}

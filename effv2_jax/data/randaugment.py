@@ -32,8 +32,10 @@ def _enhance(level: float) -> float:
 
 
 # name -> (image, magnitude / MAX_LEVEL, generator, constants) -> image. Fractions are cut off where an argument is
-# whole. Clamped, where the released code is undefined: bits at 8 (magnitude 20) and the threshold at 256 (magnitude
-# 10), both the identity.
+# whole. Beyond magnitude 10 arguments go on growing but for two, which stop at the identity: bits at 8 (magnitude 20)
+# and the threshold at 256 (magnitude 10). There TensorFlow wraps the released arguments to a byte: its Solarize
+# inverts the whole image at magnitudes 10 and 20 and has the threshold 128 at 15 and 25, and its Posterize keeps one
+# bit at 25.
 Operation = Callable[[np.ndarray, float, np.random.Generator, Constants], np.ndarray]
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": lambda image, level, rng, constants: ops.autocontrast(image),
