@@ -42,7 +42,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a global batch, numpy [B / processes, ...], as global arrays [B, ...] on the mesh."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    with jax.transfer_guard("allow"):  # explicit by its purpose; with several processes JAX takes it for implicit
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def abstract_batch(batch_size: int, image_size: int, mesh: Mesh, **extra: Any) -> dict[str, jax.ShapeDtypeStruct]:

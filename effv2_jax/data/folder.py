@@ -55,10 +55,10 @@ def folder_sources(config: ConfigDict) -> Sources:
     splits = _subfolders(root)
     for field in ("train_split", "evaluation_split"):
         if data[field] not in splits:
+            found = ", ".join(splits) or "none"
             raise UserError(
-                f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has "
-                f"{', '.join(splits) or 'none'}. Name one by --config.data.{field}=..., or hold a share out of the classes by "
-                "--config.data.holdout_percent=20"
+                f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {found}. Name one by "
+                f"--config.data.{field}=..., or hold a share out of the classes by --config.data.holdout_percent=20"
             )
     classes = {name: _subfolders(root / name) for name in (data.train_split, data.evaluation_split)}
     train, evaluation = map(set, classes.values())
