@@ -36,6 +36,8 @@ def get_config(argument=None):
     # try.
     config.data.augmentation = "none"
 
+    # Of 0.0015, 0.004 and 0.016, the best after 12 epochs at 64 px on 720 photos of flowers (36 %, 54 %, 27 %).
+    config.optimizer.learning_rate_per_256 = 0.004
     config.schedule.name = "cosine"
     config.ema.decay = 0.99  # hundreds of steps, where ImageNet's 0.9999 is for 100,000
     config.evaluation.image_size = size

@@ -29,7 +29,8 @@ class Checkpoints:
     def __init__(self, directory: epath.PathLike, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
         if keep_last < 1 or keep_best < 0:
             raise UserError("config.checkpoint.keep_last must be at least 1, and keep_best at least 0")
-        self.directory = epath.Path(directory)
+        path = epath.Path(directory)
+        self.directory = path if "://" in str(directory) else path.expanduser().resolve()  # Orbax wants absolute paths
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             create=not read_only,

@@ -74,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     stages = verb("stages", call_stages, "print the stages of a config's curriculum", config=True)
     stages.add_argument("--json", action="store_true", help="print JSON")
+    stages.add_argument("--picture", default="", metavar="FILE", help="draw them, as .svg or .png")
 
     models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
     models.add_argument("--json", action="store_true", help="print JSON")
@@ -178,6 +179,12 @@ def call_stages(args: argparse.Namespace) -> None:
 
         num_examples = len(make_sources(args.config).train)
     curriculum = make_curriculum(args.config, num_examples)
+    if args.picture:
+        if not args.picture.endswith((".png", ".svg")):
+            raise UserError(f"--picture needs a name that ends in .png or .svg, not '{args.picture}'")
+        from effv2_jax.pictures import draw_curriculum
+
+        draw_curriculum(curriculum, args.picture, args.config.global_batch_size / num_examples)
     if args.json:
         print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
     else:

@@ -1,4 +1,4 @@
-"""Where metrics go: TensorBoard files (clu), `metrics.jsonl`, and `metrics.png` at the end of a run."""
+"""Where metrics go: TensorBoard files (clu) and `metrics.jsonl`."""
 
 import json
 import os
@@ -7,7 +7,6 @@ from typing import Any, Protocol
 from etils import epath
 
 METRICS_FILE = "metrics.jsonl"
-PICTURE_FILE = "metrics.png"
 
 
 class Writer(Protocol):
@@ -74,33 +73,3 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """The records of a metrics file, in order; [] where there is none."""
     path = epath.Path(path)
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def draw_metrics(workdir: epath.Path) -> epath.Path:
-    """Draws loss, accuracy, image size and learning rate over steps from the metrics file; returns the picture."""
-    from matplotlib.figure import Figure
-
-    records = read_metrics(workdir / METRICS_FILE)
-    panels = {
-        "loss": {"train/loss": "training", "evaluation/raw_loss": "raw", "evaluation/ema_loss": "averaged"},
-        "accuracy": {"train/accuracy": "training", "evaluation/raw_top1": "raw", "evaluation/ema_top1": "averaged"},
-        "image size (px)": {"train/image_size": "training"},
-        "learning rate": {"train/learning_rate": "training"},
-    }
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
-        for name, label in series.items():
-            points = [(record["step"], record[name]) for record in records if name in record]
-            if points:
-                style = {"drawstyle": "steps-pre"} if name == "train/image_size" else {}
-                marker = "o" if name.startswith("evaluation") else None
-                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, **style)
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        if len(axes.lines) > 1:
-            axes.legend()
-    path = workdir / PICTURE_FILE
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
-    return path

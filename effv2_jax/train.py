@@ -15,7 +15,8 @@ from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batch
 from effv2_jax.data.sources import make_sources
 from effv2_jax.evaluate import evaluate, weights_of
 from effv2_jax.mesh import make_mesh, put_batch
-from effv2_jax.metrics import METRICS_FILE, draw_metrics, make_writers
+from effv2_jax.metrics import METRICS_FILE, make_writers
+from effv2_jax.pictures import draw_metrics
 from effv2_jax.progress import Progress, Results, Stopwatch, describe_results, describe_run, flatten_results, say
 from effv2_jax.step import check_batch
 

@@ -49,6 +49,15 @@ def test_stages_count_the_data_where_it_is_at_hand(effv2):
     assert code == 0 and "of 1442 examples" in out
 
 
+@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_stages_draws_a_picture(effv2, tmp_path, ending, start):
+    path = tmp_path / f"stages.{ending}"
+    code, _, _ = effv2("stages", "--config=configs/imagenet.py:m", f"--picture={path}")
+    assert code == 0 and path.read_bytes().startswith(start)
+    code, _, err = effv2("stages", "--config=configs/imagenet.py:m", f"--picture={tmp_path / 'stages.docx'}")
+    assert code == 2 and "--picture needs a name that ends in .png or .svg" in err
+
+
 def test_config_prints_what_an_override_made(effv2):
     code, out, _ = effv2("config", "--config=configs/digits.py", "--config.ema.decay=0.5")
     assert code == 0 and "ema.decay = 0.5\n" in out

@@ -18,7 +18,8 @@ from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
 from effv2_jax.evaluate import evaluate_run
 from effv2_jax.mesh import make_mesh
-from effv2_jax.metrics import METRICS_FILE, PICTURE_FILE, read_metrics
+from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.pictures import PICTURE_FILE
 from effv2_jax.train import train
 
 

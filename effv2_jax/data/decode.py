@@ -23,8 +23,9 @@ def decode(data: bytes) -> np.ndarray:
 
     Grey becomes three equal channels; an alpha channel is dropped and of 16 bits the upper 8 are kept, as TensorFlow's
     `decode_image` with 3 channels does; the EXIF orientation is ignored, as there. Of an animation it is the first
-    frame. OpenCV does most; Pillow does CMYK and what OpenCV cannot read, and decides whether a file is cut short, of
-    which OpenCV would return a partly grey picture. Damage inside a file shows only where the format has checks.
+    frame. OpenCV does most; Pillow does what OpenCV cannot read, CMYK, where OpenCV is a level too bright, and files
+    without their end, of which OpenCV 4 would return a partly grey picture. Damage inside a file shows only where the
+    format has checks.
 
     Raises:
       BrokenImage: with the reason.
@@ -58,9 +59,7 @@ def _ends(data: bytes, format: str | None) -> bool:
         if b"IEND" not in data:
             raise BrokenImage("cut short: a PNG without its end")
         return True
-    if format == "WEBP":
-        return len(data) >= int.from_bytes(data[4:8], "little") + 8
-    return False
+    return format == "WEBP"  # Pillow has compared the length with the header's
 
 
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:
@@ -70,6 +69,6 @@ def _decode_with_pillow(image: Image.Image) -> np.ndarray:
     try:
         if image.mode.startswith("I;16"):
             return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
+        return np.asarray(image.convert("RGB"))
     except Exception as error:
         raise BrokenImage(str(error) or type(error).__name__) from None

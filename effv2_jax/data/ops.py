@@ -98,8 +98,6 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     """0 is Pillow's SMOOTH filter, with fractions cut off; the outermost pixels stay."""
-    if factor == 1 or min(image.shape[:2]) < 3:
-        return image
     smooth = image.copy()
     # Whole numbers until the division, so that an area of one colour keeps it.
     sums = cv2.filter2D(image, cv2.CV_16S, np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32))

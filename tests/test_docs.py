@@ -1,0 +1,93 @@
+"""Every command of the README and of docs/ runs, on small data and for a few steps."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Few steps of a thin network, whatever the command trains.
+SMALL = [
+    "--config.total_steps=2",
+    "--config.global_batch_size=16",
+    "--config.curriculum.num_stages=2",
+    "--config.curriculum.image_size=(32,32)",
+    "--config.evaluation.image_size=32",
+    "--config.evaluation.batch_size=32",
+    "--config.batch_norm.group_size=0",
+    "--config.schedule.warmup_steps=1",
+    "--config.data.num_examples=0",
+    "--config.model.blocks=('r1_k3_s2_e1_i8_o8_c1','r1_k3_s2_e2_i8_o16_se0.25')",
+    "--config.model.width=0.25",
+]
+
+
+def commands() -> list[str]:
+    """The lines of all `sh` blocks."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            found += [line.partition("  #")[0].strip() for line in block.splitlines() if line.strip()]
+    return found
+
+
+def photos(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("validation", 6)):
+        for name in ("tulip", "rose"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                path = folder / split / name / f"{number}.jpg"
+                cv2.imwrite(str(path), rng.integers(0, 256, (40, 50, 3), np.uint8))
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+
+
+def test_the_two_make_targets_are_the_first_commands():
+    assert [line.split()[:2] for line in commands()[:2]] == [["make", "demo"], ["make", "test"]]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ndemo: install\n" in makefile and "\ntest: lint types\n" in makefile
+
+
+def test_every_command_is_of_a_known_kind():
+    for command in commands():
+        assert command.split()[0] in ("make", "effv2", "python") or command.startswith("XLA_FLAGS="), command
+
+
+@pytest.mark.slow
+def test_the_effv2_commands_run(tmp_path):
+    """In the order of the pages: later commands use what earlier ones made."""
+    os.symlink(ROOT / "configs", tmp_path / "configs")
+    photos(tmp_path / "PHOTOS")
+    effv2 = str(Path(sys.executable).with_name("effv2"))
+    # What `make demo` leaves behind.
+    made = run([effv2, "train", "--config=configs/digits.py", "--workdir=runs/demo", *SMALL], tmp_path)
+    assert made.returncode == 0, made.stderr
+    ran = 0
+    for command in commands():
+        environment, words = {}, shlex.split(command)
+        while "=" in words[0]:
+            name, _, value = words.pop(0).partition("=")
+            environment[name] = value
+        if words[0] != "effv2":
+            continue
+        words[0] = effv2
+        if words[1] == "train":
+            if "tfds" in command:  # covered with generated data by tests/data/test_sources.py
+                words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]
+                words += ["--config.data.source=folder", "--config.data.name=PHOTOS", "--config.data.train_split=train"]
+            words = [re.sub(r"gs://BUCKET", "bucket", word) for word in words] + SMALL
+        result = run(words, tmp_path, **environment)
+        assert result.returncode == 0, (command, result.stderr)
+        assert result.stdout
+        ran += 1
+    assert ran >= 10
