@@ -7,15 +7,44 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effv2_jax import mesh as mesh_lib
 from effv2_jax import step as step_lib
+from effv2_jax.architecture import get_architecture
 from effv2_jax.curriculum import Curriculum, Stage
-from effv2_jax.model import make_model
+from effv2_jax.errors import check_known
+from effv2_jax.model import NORMALIZATIONS, EfficientNet
 from effv2_jax.optimizer import make_optimizer, make_schedule
 from effv2_jax.step import TrainState
+
+
+def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage | None = None) -> EfficientNet:
+    """The network of a config, regularised as `stage` says (None: for evaluation), lowered for 'cpu', 'tpu', ..."""
+    lowering = config.model.lowering
+    if lowering == "auto":
+        lowering = "decomposed" if platform == "cpu" else "native"
+    for field, value, known in (
+        ("dtype", config.dtype, ("float32", "bfloat16")),
+        ("model.lowering", lowering, ("native", "decomposed")),
+        ("data.normalization", config.data.normalization, tuple(NORMALIZATIONS)),
+    ):
+        check_known(f"config.{field}", value, known)
+    return EfficientNet(
+        get_architecture(
+            config.model.variant, blocks=config.model.blocks, width=config.model.width, depth=config.model.depth
+        ),
+        num_classes,
+        dropout_rate=stage.dropout_rate if stage else 0.0,
+        survival_probability=stage.survival_probability if stage else 1.0,
+        batch_norm_group_size=config.batch_norm.group_size,
+        batch_norm_epsilon=config.batch_norm.epsilon,
+        dtype=jnp.dtype(config.dtype),
+        remat=bool(stage and stage.remat),
+        lowering=lowering,
+    )
 
 
 class Compiler:

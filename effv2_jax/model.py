@@ -11,11 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
-from effv2_jax.architecture import Architecture, get_architecture
-from effv2_jax.curriculum import Stage
-from effv2_jax.errors import check_known
+from effv2_jax.architecture import Architecture
 from effv2_jax.layers import BatchNorm, Conv, Residual
 
 Array = jax.Array
@@ -99,29 +96,3 @@ class EfficientNet(nn.Module):
     def endpoint(self, name: str, x: Array) -> None:
         if not self.is_initializing():  # init gives parameters and statistics alone
             self.sow("endpoints", name, x)
-
-
-def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage | None = None) -> EfficientNet:
-    """The network of a config, regularised as `stage` says (None: for evaluation), lowered for 'cpu', 'tpu', ..."""
-    lowering = config.model.lowering
-    if lowering == "auto":
-        lowering = "decomposed" if platform == "cpu" else "native"
-    for field, value, known in (
-        ("dtype", config.dtype, ("float32", "bfloat16")),
-        ("model.lowering", lowering, ("native", "decomposed")),
-        ("data.normalization", config.data.normalization, tuple(NORMALIZATIONS)),
-    ):
-        check_known(f"config.{field}", value, known)
-    return EfficientNet(
-        get_architecture(
-            config.model.variant, blocks=config.model.blocks, width=config.model.width, depth=config.model.depth
-        ),
-        num_classes,
-        dropout_rate=stage.dropout_rate if stage else 0.0,
-        survival_probability=stage.survival_probability if stage else 1.0,
-        batch_norm_group_size=config.batch_norm.group_size,
-        batch_norm_epsilon=config.batch_norm.epsilon,
-        dtype=jnp.dtype(config.dtype),
-        remat=bool(stage and stage.remat),
-        lowering=lowering,
-    )

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import steps_of
@@ -165,7 +164,8 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
 
     With d = weight_decay * factor of the parameter (`weight_decay_factors`), 'l2' adds d * w to the gradient before
     clipping, as if 0.5 * d * |w|^2 were in the loss (with adamw this is plain Adam). 'decoupled' takes lr * d * w from
-    the parameter, outside the momentum; in lamb it is inside the trust ratio. How the mask matched is logged.
+    the parameter, outside the momentum; in lamb it is inside the trust ratio. `describe_weight_decay` tells how the
+    mask matched.
 
     Args:
       config: the whole experiment's.
@@ -178,8 +178,6 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     optimizer = config.optimizer
     check_known("config.optimizer.name", optimizer.name, OPTIMIZERS)
     check_known("config.optimizer.weight_decay_mode", optimizer.weight_decay_mode, WEIGHT_DECAY_MODES)
-    for line in describe_weight_decay(params, optimizer.weight_decay_mask):
-        logging.info(line)
     factors = weight_decay_factors(params, optimizer.weight_decay_mask)
     decays = jax.tree.map(lambda factor: optimizer.weight_decay * factor, factors)
     add_decay = optax.stateless(lambda updates, params: _add_decay(updates, params, decays))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -121,7 +120,7 @@ class Progress:
 
 
 def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
-    """Says what is about to run, and logs every parameter."""
+    """Says what is about to run."""
     own = " with its own blocks" if config.model.blocks else ""
     say(
         f"{config.model.variant}{own}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
@@ -130,7 +129,6 @@ def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources
         f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "
         f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
     )
-    logging.info("parameters:\n%s", parameter_overview.get_parameter_overview(params))
 
 
 def describe_results(results: Results) -> str:

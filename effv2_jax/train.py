@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import jax
+from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -16,11 +17,19 @@ from effv2_jax.data.sources import make_sources
 from effv2_jax.evaluate import evaluate, weights_of
 from effv2_jax.mesh import make_mesh, put_batch
 from effv2_jax.metrics import METRICS_FILE, make_writers
+from effv2_jax.optimizer import describe_weight_decay
 from effv2_jax.pictures import draw_metrics
 from effv2_jax.progress import Progress, Results, Stopwatch, describe_results, describe_run, flatten_results, say
 from effv2_jax.step import check_batch
 
 CONFIG_FILE = "config.json"
+PARAMETERS_FILE = "parameters.txt"
+
+
+def describe_parameters(config: ConfigDict, params: Any) -> str:
+    """Every parameter with its shape and statistics, and what decides its weight decay."""
+    lines = describe_weight_decay(params, config.optimizer.weight_decay_mask)
+    return "\n".join([parameter_overview.get_parameter_overview(params), *lines]) + "\n"
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
@@ -71,10 +80,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
         say(f"going on from step {step} of {total_steps} in {workdir}")
     else:
         state = compiler.initial_state()
+    describe_run(config, curriculum, mesh, sources, state.params)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=1))
-    describe_run(config, curriculum, mesh, sources, state.params)
+        (workdir / PARAMETERS_FILE).write_text(describe_parameters(config, state.params))
     writers = make_writers(workdir, step, active=jax.process_index() == 0)
     progress = Progress(curriculum, config.global_batch_size, stopwatch)
     broken = BrokenCounter(sources.train), BrokenCounter(sources.evaluation)

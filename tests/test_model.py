@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from effv2_jax.architecture import Architecture, Block, count_parameters, count_variables, get_architecture
+from effv2_jax.compile import make_model
 from effv2_jax.config import defaults
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
 from effv2_jax.layers import update_batch_stats
-from effv2_jax.model import EfficientNet, make_model, normalize
+from effv2_jax.model import EfficientNet, normalize
 
 TINY = get_architecture(
     "efficientnetv2-b0",

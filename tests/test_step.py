@@ -192,9 +192,9 @@ def collectives(text: str) -> list[str]:
     return [line for line in text.splitlines() if re.search(pattern, line)]
 
 
-def test_groups_inside_a_device_need_no_collective_in_batch_norm(eight_devices):
-    inside = [line for line in collectives(eight_devices["text_2"]) if "_bn/" in line]
-    across = [line for line in collectives(eight_devices["text_0"]) if "_bn/" in line]
-    forward_inside = [line for line in inside if "transpose(" not in line]
-    assert not forward_inside
-    assert across  # the same search finds those of a batch norm over the global batch
+def test_groups_inside_a_device_need_no_collective_of_their_own(eight_devices):
+    """One all-reduce a step carries gradients, running statistics and metrics; batch norm adds none."""
+    [everything] = collectives(eight_devices["text_2"])
+    assert " all-reduce(" in everything
+    # The same search finds those of a batch norm over the global batch: forward and backward for each of 13 layers.
+    assert len([line for line in collectives(eight_devices["text_0"]) if "_bn/" in line]) == 26

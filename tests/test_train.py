@@ -99,6 +99,8 @@ def test_a_run_leaves_checkpoints_metrics_and_a_picture(run):
     assert (workdir / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
     assert list(workdir.glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(to_dict(tiny_config())))
+    parameters = (workdir / "parameters.txt").read_text()
+    assert "classifier/kernel" in parameters and "weight decay x 0 by '(bias|scale)$'" in parameters
     records = read_metrics(workdir / METRICS_FILE)
     training = {record["step"]: record for record in records if "train/loss" in record}
     assert list(training) == list(range(1, 9))
