@@ -212,5 +212,5 @@ def test_model_of_a_config_follows_stage_and_platform():
     assert make_model(config, 1000, "tpu").lowering == "native"
     assert make_model(config, 1000, "tpu").dropout_rate == 0
     config.dtype = "float16"
-    with pytest.raises(UserError, match=r"config\.dtype 'float16' is unknown; did you mean 'float32'"):
+    with pytest.raises(UserError, match=r"config\.dtype 'float16' is unknown; did you mean 'bfloat16'"):
         make_model(config, 1000, "cpu")
