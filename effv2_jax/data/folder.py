@@ -1,16 +1,21 @@
 """A folder of images, a subfolder a class: local, or anywhere that etils' epath reads, such as gs://."""
 
 import hashlib
+import os
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.data.decode import decode
+from effv2_jax.data.decode import BrokenImage, decode
 from effv2_jax.data.sources import Sources
 from effv2_jax.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+SPLIT_ALIASES = {  # what such folders are called elsewhere, best first
+    "train_split": ("train", "training"),
+    "evaluation_split": ("validation", "val", "valid", "test", "testing", "eval"),
+}
 
 
 class Folder:
@@ -27,17 +32,21 @@ class Folder:
         self.class_names = class_names
         self._root = root
         # One array of bytes: a million Python strings would be copied into every worker process.
-        self._files = np.array([name.encode() for name in files])
+        self._files = np.array([os.fsencode(name) for name in files])
         self._labels = np.array(labels, np.int32)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def load(self, index: int) -> tuple[np.ndarray, int]:
-        return decode(epath.Path(self.describe(index)).read_bytes()), int(self._labels[index])
+        try:
+            data = epath.Path(self.describe(index)).read_bytes()
+        except OSError as error:
+            raise BrokenImage(str(error)) from None
+        return decode(data), int(self._labels[index])
 
     def describe(self, index: int) -> str:
-        return f"{self._root}/{self._files[index].decode()}"
+        return f"{self._root}/{os.fsdecode(self._files[index])}"
 
 
 def folder_sources(config: ConfigDict) -> Sources:
@@ -50,31 +59,51 @@ def folder_sources(config: ConfigDict) -> Sources:
     root = epath.Path(data.name)
     if not data.name or not root.is_dir():
         raise UserError(f"config.data.name='{data.name}' is no folder of images")
-    if data.holdout_percent:
-        return _held_out(root, data.holdout_percent)
     splits = _subfolders(root)
+    if data.holdout_percent:
+        if data.train_split in splits and _subfolders(root / data.train_split):
+            raise UserError(
+                f"'{root}' is split already, and config.data.holdout_percent splits a folder of classes: "
+                f"--config.data.name={root / data.train_split} holds a share of its training images out, "
+                "--config.data.holdout_percent=0 takes the splits as they are"
+            )
+        return _held_out(root, splits, data.holdout_percent)
     for field in ("train_split", "evaluation_split"):
         if data[field] not in splits:
-            found = ", ".join(splits) or "none"
-            raise UserError(
-                f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {found}. Name one by "
-                f"--config.data.{field}=..., or hold a share out of the classes by --config.data.holdout_percent=20"
-            )
-    classes = {name: _subfolders(root / name) for name in (data.train_split, data.evaluation_split)}
-    train, evaluation = map(set, classes.values())
+            raise UserError(_missing_split(root, splits, field, data))
+    roots = root / data.train_split, root / data.evaluation_split
+    images = [_list_images(split, _subfolders(split)) for split in roots]
+    train, evaluation = map(set, images)
     if train != evaluation:
         raise UserError(
-            f"the classes of '{root / data.train_split}' and '{root / data.evaluation_split}' differ: "
+            f"the classes of '{roots[0]}' and '{roots[1]}' differ: "
             f"only in the first: {', '.join(sorted(train - evaluation)) or 'none'}; "
             f"only in the second: {', '.join(sorted(evaluation - train)) or 'none'}"
         )
-    return Sources(*(_source(root / name, _list_images(root / name, names)) for name, names in classes.items()))
+    return Sources(*map(_source, roots, images))
 
 
-def _held_out(root: epath.Path, percent: float) -> Sources:
+def _missing_split(root: epath.Path, splits: list[str], field: str, data: ConfigDict) -> str:
+    aliases = SPLIT_ALIASES[field]
+    close = [name for name in splits if name.lower() in aliases]
+    if close:
+        best = min(close, key=lambda name: aliases.index(name.lower()))
+        hint = f"--config.data.{field}={best} takes that"
+    elif field == "evaluation_split":
+        hint = (
+            f"--config.data.name={root / data.train_split} --config.data.holdout_percent=20 holds a share of the "
+            "training images out"
+        )
+    else:
+        hint = "if these are classes, --config.data.holdout_percent=20 holds a share of each out"
+    found = ", ".join(splits[:10]) + (f" and {len(splits) - 10} more" if len(splits) > 10 else "")
+    return f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {found or 'none'}; {hint}"
+
+
+def _held_out(root: epath.Path, classes: list[str], percent: float) -> Sources:
     if not 0 < percent < 100:
         raise UserError(f"config.data.holdout_percent is {percent}; it must be between 0 and 100")
-    images = _list_images(root, _subfolders(root))
+    images = _list_images(root, classes)
     train: dict[str, list[str]] = {}
     evaluation: dict[str, list[str]] = {}
     for name, files in images.items():
@@ -89,7 +118,7 @@ def _held_out(root: epath.Path, percent: float) -> Sources:
 
 def _share(file: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8], "big") / 2**64
 
 
 def _subfolders(folder: epath.Path) -> list[str]:

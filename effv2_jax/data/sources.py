@@ -48,8 +48,7 @@ def make_sources(config: ConfigDict) -> Sources:
 
     Raises:
       UserError: what would stop training later: no such data, an empty class, a missing split, other classes in
-      evaluation,
-        another number of examples than `config.data.num_examples`.
+        evaluation, another number of examples than `config.data.num_examples`.
     """
     check_known("config.data.source", config.data.source, SOURCES)
     if config.data.source == "folder":

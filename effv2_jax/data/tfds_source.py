@@ -1,33 +1,49 @@
 """Any image-classification data set of TFDS, from its ArrayRecord files; TensorFlow is never called."""
 
+import contextlib
 import difflib
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.data.decode import decode
+from effv2_jax.data.decode import BrokenImage, decode
 from effv2_jax.data.sources import Sources
 from effv2_jax.errors import UserError
 
 
 class TfdsSplit:
-    """One split, for example 'train[25021:]'; images are decoded here and not by TFDS."""
+    """One split, for example 'train[25021:]'; images are decoded here and not by TFDS.
 
-    def __init__(self, records: Any, name: str, image_key: str, label_key: str, class_names: tuple[str, ...]):
-        self.class_names = class_names
-        self._records, self._name = records, name
+    Args:
+      records: random access to serialized records.
+      features: the image and the label, of all that a record holds; an image that TFDS stores encoded comes as bytes.
+      image_key, label_key: their names.
+      name: of the data set and split, for messages.
+    """
+
+    def __init__(self, records: Any, features: Any, image_key: str, label_key: str, name: str):
+        import tensorflow_datasets as tfds
+
+        self.class_names = tuple(features[label_key].names)
+        self._records, self._features, self._name = records, features, name
         self._image_key, self._label_key = image_key, label_key
+        encoded = isinstance(features[image_key], tfds.features.Image)
+        self._decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
 
     def __len__(self) -> int:
         return len(self._records)
 
     def load(self, index: int) -> tuple[np.ndarray, int]:
-        record = self._records[index]
-        label = int(record[self._label_key])
+        record = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
+        image, label = record[self._image_key], int(record[self._label_key])
         if not 0 <= label < len(self.class_names):
-            raise UserError(f"{self.describe(index)} has label {label}, outside its {len(self.class_names)} classes")
-        return decode(record[self._image_key]), label
+            raise UserError(
+                f"{self.describe(index)} has label {label}, but its {len(self.class_names)} classes are 0 to "
+                f"{len(self.class_names) - 1}; TFDS gives -1 where the label is unknown"
+            )
+        return decode(image) if isinstance(image, bytes) else _to_rgb(image), label
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"
@@ -37,50 +53,108 @@ def tfds_sources(config: ConfigDict) -> Sources:
     """The two splits of `config.data.name` that the config names.
 
     Raises:
-      UserError: an unknown name, a data set that is not prepared, an unknown split, or no image and label in it.
+      UserError: an unknown name, a data set that is not prepared, an unknown or empty split, no image and class label
+        in it, or a split whose first record has no label.
     """
     import tensorflow_datasets as tfds
 
     data = config.data
-    directory = data.data_dir or None
-    try:
-        builder = tfds.builder(data.name, data_dir=directory, file_format="array_record", try_gcs=False)
-    except tfds.core.registered.DatasetNotFoundError:
-        close = difflib.get_close_matches(data.name, tfds.list_builders(), n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "`tfds list` prints all"
-        raise UserError(f"TFDS has no data set '{data.name}' (config.data.name); {hint}") from None
-    except Exception as error:
-        raise UserError(f"TFDS cannot open '{data.name}' (config.data.name): {error}") from None
+    builder = _open(data.name, data.data_dir)
     info = builder.info
-    if not info.splits:
-        raise UserError(
-            f"the data set '{data.name}' is not prepared in {builder.data_dir}; run `tfds build {data.name} "
-            "--file_format=array_record`, or name its place by --config.data.data_dir=..."
-        )
-    image_key, label_key = info.supervised_keys or ("image", "label")
+    image_key, label_key = _keys(info.supervised_keys)
     features = info.features
-    if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
-        features.get(label_key), tfds.features.ClassLabel
+    if not _is_image(features, image_key) or not (
+        label_key in features and isinstance(features[label_key], tfds.features.ClassLabel)
     ):
-        raise
-        UserError(f"the data set '{data.name}' has no image with a class label; its features are {list(features)}")
-    class_names = tuple(features[label_key].names)
+        raise UserError(
+            f"the data set '{data.name}' has no 8-bit image '{image_key}' with a class label '{label_key}'; "
+            f"its features are {', '.join(sorted(features))}"
+        )
+    # Of a record only these two are read: others may be images too, and decoding them would take as long.
+    used = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
 
     def split(field: str) -> TfdsSplit:
+        name = data[field]
         try:
-            records = builder.as_data_source(split=data[field], decoders={image_key: tfds.decode.SkipDecoding()})
-        except (ValueError, KeyError, AssertionError) as error:
-            raise UserError(
-                f"the data set '{data.name}' has no split '{data[field]}' (config.data.{field}); "
-                f"it has {', '.join(info.splits)}: {error}"
-            ) from None
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            records = builder.as_data_source(split=name, deserialize_method=raw)
         except NotImplementedError:
             raise UserError(
                 f"the data set '{data.name}' in {builder.data_dir} is in {info.file_format.value} files, which have no "
-                f"random access; `tfds build {data.name} --file_format=array_record` makes files that do"
+                f"random access; `tfds convert_format --dataset_version_dir={builder.data_dir} "
+                "--out_file_format=array_record` converts them (it needs apache-beam)"
+            ) from None
+        except (ValueError, KeyError, AssertionError) as error:
+            raise UserError(
+                f"the data set '{data.name}' has no split '{name}' (config.data.{field}); "
+                f"it has {', '.join(info.splits)}: {_one_line(error)}"
             ) from None
         if not len(records):
-            raise UserError(f"the split '{data[field]}' of '{data.name}' (config.data.{field}) is empty")
-        return TfdsSplit(records, f"{info.full_name} {data[field]}", image_key, label_key, class_names)
+            raise UserError(f"the split '{name}' of '{data.name}' (config.data.{field}) is empty")
+        source = TfdsSplit(records, used, image_key, label_key, f"{info.full_name} {name}")
+        with contextlib.suppress(BrokenImage):
+            source.load(0)  # a split without labels is found before training
+        return source
 
     return Sources(split("train_split"), split("evaluation_split"))
+
+
+def _open(name: str, data_dir: str) -> Any:
+    """The builder of a prepared data set."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
+    except tfds.core.registered.DatasetNotFoundError:
+        base = name.split("/")[0].split(":")[0]
+        root = epath.Path(data_dir) if data_dir else None
+        prepared = [path.name for path in root.iterdir()] if root is not None and root.is_dir() else []
+        close = difflib.get_close_matches(base, prepared + tfds.list_builders(), n=1)
+        hint = f"did you mean '{close[0]}'? " if close and close[0] != base else ""
+        place = f"in {data_dir}" if data_dir else "in TFDS' default folder"
+        raise UserError(
+            f"TFDS has no data set '{name}' (config.data.name), nor is one of this name and version prepared {place}; "
+            f"{hint}--config.data.data_dir=... names another folder"
+        ) from None
+    except Exception as error:  # TFDS raises many kinds for a bad name, configuration or version
+        raise UserError(f"TFDS cannot open '{name}' (config.data.name): {_one_line(error)}") from None
+    if not builder.info.splits:
+        directory = f", data_dir='{data_dir}'" if data_dir else ""
+        raise UserError(
+            f"the data set '{name}' is not prepared in {builder.data_dir}; name its place by "
+            '--config.data.data_dir=..., or make it: python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder('{name}'{directory}, file_format='array_record').download_and_prepare()\""
+        )
+    return builder
+
+
+def _keys(supervised_keys: Any) -> tuple[str, str]:
+    """The names of the image and the label: TFDS' (input, target), where both are plain names."""
+    if isinstance(supervised_keys, tuple) and all(isinstance(key, str) for key in supervised_keys[:2]):
+        return supervised_keys[0], supervised_keys[1]
+    return "image", "label"
+
+
+def _is_image(features: Any, key: str) -> bool:
+    """Whether a feature is an encoded image, or an array of 8-bit pixels, grey or RGB."""
+    import tensorflow_datasets as tfds
+
+    if key not in features:
+        return False
+    feature = features[key]
+    if isinstance(feature, tfds.features.Image):
+        return feature.np_dtype != np.float32  # TFDS hides their bits in the channels of a PNG
+    if not isinstance(feature, tfds.features.Tensor) or feature.np_dtype != np.uint8:
+        return False
+    return len(feature.shape) == 2 or (len(feature.shape) == 3 and feature.shape[-1] in (1, 3))
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W], [H, W, 1] or [H, W, 3] as [H, W, 3]."""
+    image = image[..., None] if image.ndim == 2 else image
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + " ..."
