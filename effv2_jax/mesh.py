@@ -8,6 +8,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from effv2_jax.errors import UserError
+
 DATA_AXIS = "data"
 
 
@@ -15,11 +17,25 @@ def initialize_processes(coordinator: str = "", num_processes: int = 0, process_
     """Joins this process to the others of the run; the first thing that a process does with JAX.
 
     With no arguments JAX finds its peers itself on Cloud TPU slices, under Slurm, MPI and Kubernetes.
+
+    Raises:
+      UserError: arguments that do not go together, or peers that JAX cannot find.
     """
-    if coordinator:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    else:
-        jax.distributed.initialize()
+    if coordinator and not 0 <= process_id < num_processes:
+        raise UserError(
+            "--coordinator needs --num_processes=N and --process_id from 0 to N - 1, "
+            f"not {num_processes} and {process_id}"
+        )
+    try:
+        if coordinator:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"this process cannot join the others: {error} Where JAX does not find them itself, give each process "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+        ) from None
     logging.info("process %d of %d on %s", jax.process_index(), jax.process_count(), os.uname().nodename)
 
 

@@ -94,6 +94,25 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(effv2, tmp_path, arguments, mes
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--distributed"], "this process cannot join the others: "),
+        (["--coordinator=localhost:1234"], "--coordinator needs --num_processes=N"),
+    ],
+)
+def test_processes_that_cannot_meet_say_what_to_do(tmp_path, arguments, message):
+    command = [
+        Path(sys.executable).with_name("effv2"),
+        "train",
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path}/w",
+    ]
+    run = subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert message in run.stderr and "--process_id" in run.stderr and "Traceback" not in run.stderr
+
+
 def test_models_through_the_installed_command_and_a_closed_pipe():
     effv2 = Path(sys.executable).with_name("effv2")
     run = subprocess.run(f"{effv2} models | head -1", shell=True, capture_output=True, text=True)
