@@ -19,10 +19,10 @@ def get_config(argument=None):
     config.model.variant = f"efficientnetv2-{args['variant']}"
     dropout = get_architecture(config.model.variant).dropout_rate
     config.global_batch_size = 32
-    duration(config, "total", epochs=60.0)
+    duration(config, "total", epochs=48.0)
     duration(config, "log", steps=20)
-    duration(config, "evaluate", epochs=10.0)
-    duration(config, "checkpoint", epochs=5.0)
+    duration(config, "evaluate", epochs=12.0)
+    duration(config, "checkpoint", epochs=6.0)
 
     config.curriculum.image_size = (size // 2, size)
     config.curriculum.image_size_multiple = 16
