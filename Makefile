@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a bare machine with Python 3.11 or 3.12.
+# `make demo` and `make test` work on a bare machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 

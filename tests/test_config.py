@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_every_default_is_kept_or_changed_but_none_added():
     fields = {line.partition(" = ")[0] for line in flat_lines(defaults())}
     for name in SHIPPED:
         assert {line.partition(" = ")[0] for line in flat_lines(load(name))} == fields, name
+
+
+def test_every_field_is_read_somewhere():
+    """No dead options: each name stands in the package outside of config.py, where it is only declared."""
+    sources = [path.read_text() for path in (ROOT / "effv2_jax").rglob("*.py") if path.name != "config.py"]
+    code = "\n".join(sources)
+    units = "_(steps|epochs|examples|percent)$"
+    for line in flat_lines(defaults()):
+        name = line.partition(" = ")[0].rpartition(".")[2]
+        name = re.sub(units, "", name) if name.startswith(("total", "log", "eval", "check", "warm", "decay")) else name
+        assert re.search(rf"[.\"']{re.sub('^duration_.*', 'duration_', name)}", code), name
 
 
 def test_the_golden_folder_holds_no_stale_file():

@@ -14,49 +14,32 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+DEPTHWISE = [(True, kernel_size, stride) for kernel_size in (3, 5) for stride in (1, 2)]
+DENSE = [(False, kernel_size, stride) for kernel_size in (1, 3) for stride in (1, 2)]
+
+
 @pytest.mark.parametrize("size", [8, 9])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [3, 5])
-def test_depthwise_lowerings_equal_tensorflow_forward_and_backward(size, stride, kernel_size):
-    x, kernel = normal(0, 2, size, size + 3, 6), normal(1, kernel_size, kernel_size, 1, 6)
-    weights = normal(2, 2, -(-size // stride), -(-(size + 3) // stride), 6)
-
-    x_tf, kernel_tf = tf.constant(x), tf.constant(kernel.transpose(0, 1, 3, 2))
-    with tf.GradientTape() as tape:
-        tape.watch([x_tf, kernel_tf])
-        y_tf = tf.nn.depthwise_conv2d(x_tf, kernel_tf, [1, stride, stride, 1], "SAME")
-        loss = tf.reduce_sum(y_tf * weights)
-    dx_tf, dkernel_tf = tape.gradient(loss, [x_tf, kernel_tf])
-
-    for lowering in ("native", "decomposed"):
-
-        def loss_fn(x, kernel, lowering=lowering):
-            y = layers.convolution(x, kernel, stride, True, lowering)
-            return (y * weights).sum(), y
-
-        (dx, dkernel), y = jax.grad(loss_fn, (0, 1), has_aux=True)(x, kernel)
-        np.testing.assert_allclose(y, y_tf, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(dx, dx_tf, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(dkernel.transpose(0, 1, 3, 2), dkernel_tf, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_dense_convolution_lowerings_equal_tensorflow_forward_and_backward(size, kernel_size, stride):
-    x, kernel = normal(0, 2, size, size, 6), normal(1, kernel_size, kernel_size, 6, 5)
-    weights = normal(2, 2, -(-size // stride), -(-size // stride), 5)
+@pytest.mark.parametrize(("depthwise", "kernel_size", "stride"), DEPTHWISE + DENSE)
+def test_lowerings_equal_tensorflow_forward_and_backward(size, depthwise, kernel_size, stride):
+    features = 6 if depthwise else 5
+    x = normal(0, 2, size, size + 3, 6)
+    kernel = normal(1, kernel_size, kernel_size, 1 if depthwise else 6, features)
+    weights = normal(2, 2, -(-size // stride), -(-(size + 3) // stride), features)
 
     x_tf, kernel_tf = tf.constant(x), tf.constant(kernel)
     with tf.GradientTape() as tape:
         tape.watch([x_tf, kernel_tf])
-        y_tf = tf.nn.conv2d(x_tf, kernel_tf, stride, "SAME")
+        if depthwise:
+            y_tf = tf.nn.depthwise_conv2d(x_tf, tf.transpose(kernel_tf, (0, 1, 3, 2)), [1, stride, stride, 1], "SAME")
+        else:
+            y_tf = tf.nn.conv2d(x_tf, kernel_tf, stride, "SAME")
         loss = tf.reduce_sum(y_tf * weights)
     dx_tf, dkernel_tf = tape.gradient(loss, [x_tf, kernel_tf])
 
     for lowering in ("native", "decomposed"):
 
         def loss_fn(x, kernel, lowering=lowering):
-            y = layers.convolution(x, kernel, stride, False, lowering)
+            y = layers.convolution(x, kernel, stride, depthwise, lowering)
             return (y * weights).sum(), y
 
         (dx, dkernel), y = jax.grad(loss_fn, (0, 1), has_aux=True)(x, kernel)

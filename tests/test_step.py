@@ -119,6 +119,18 @@ def test_accumulation_equals_the_whole_batch():
     np.testing.assert_allclose(metrics["loss"], metrics_parts["loss"], rtol=1e-5)
 
 
+def test_bfloat16_and_remat_change_the_step_within_rounding():
+    plain = tiny_config(schedule__warmup_steps=0)
+    _, state, metrics = steps(plain)
+    _, remat, _ = steps(tiny_config(schedule__warmup_steps=0, curriculum__remat=True))
+    assert relative_difference(remat, state) < 1e-4
+    _, half, half_metrics = steps(tiny_config(schedule__warmup_steps=0, dtype="bfloat16"))
+    assert half_metrics["loss"].dtype == np.float32
+    assert half_metrics["loss"] == pytest.approx(metrics["loss"], rel=0.02)
+    assert half_metrics["loss"] != metrics["loss"]
+    assert {x.dtype for x in jax.tree.leaves((half.params, half.batch_stats, half.ema))} == {np.dtype("float32")}
+
+
 def test_split_batch_keeps_units_together():
     parts = split_batch({"label": jnp.arange(24)}, 3, 4)["label"]
     np.testing.assert_array_equal(parts[0], [0, 1, 2, 3, 12, 13, 14, 15])

@@ -20,6 +20,7 @@ from effv2_jax.evaluate import evaluate_run
 from effv2_jax.mesh import make_mesh
 from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.pictures import PICTURE_FILE
+from effv2_jax.progress import Progress
 from effv2_jax.train import train
 
 
@@ -190,6 +191,25 @@ def test_a_loss_that_is_not_finite_stops_without_touching_the_last_checkpoint(tm
     before, _ = restore(tmp_path / "short", tiny_config())
     after, _ = restore(tmp_path / "work", tiny_config())
     jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_metrics_are_read_after_the_next_step_is_dispatched(tmp_path, monkeypatch):
+    events = []
+    train_step, observe = Compiler.train_step, Progress.observe
+
+    def recorded_train_step(self, stage):
+        executable = train_step(self, stage)
+        return lambda *args: events.append("dispatch") or executable(*args)
+
+    def recorded_observe(self, step, *args):
+        events.append(step)
+        observe(self, step, *args)
+
+    monkeypatch.setattr(Compiler, "train_step", recorded_train_step)
+    monkeypatch.setattr(Progress, "observe", recorded_observe)
+    train(tiny_config(log_steps=4, evaluate_steps=8, checkpoint_steps=8), tmp_path)
+    four = ["dispatch", "dispatch", 1, "dispatch", 2, "dispatch", 3, 4]  # the fourth is read at once, to be logged
+    assert events == four + [event if event == "dispatch" else event + 4 for event in four]
 
 
 def test_a_mistake_leaves_nothing_behind(tmp_path):
