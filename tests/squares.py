@@ -15,6 +15,10 @@ class Squares:
     broken: frozenset = frozenset()
     class_names: tuple = ("one",)
 
+    @property
+    def fingerprint(self):
+        return f"{self.count} squares"
+
     def __len__(self):
         return self.count
 

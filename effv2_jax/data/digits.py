@@ -16,6 +16,10 @@ class Digits:
     def __init__(self, images: np.ndarray, labels: np.ndarray, numbers: np.ndarray):
         self._images, self._labels, self._numbers = images, labels, numbers
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{len(self)} digits"
+
     def __len__(self) -> int:
         return len(self._labels)
 

@@ -3,7 +3,8 @@
 The position in the input is the step. Stream position j is place j % N of epoch j // N; batch k of B examples holds
 positions kB to (k + 1)B, and process p of P makes the p-th of P equal runs of them. So the global batch k is a
 function of (seed, k) alone: any number of processes, workers and threads gives the same, and a run resumes anywhere at
-no cost.
+no cost. One iterator goes through all stages: while the last batches of a stage are trained on, the first of the next
+stage are made.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import Stage
+from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS, evaluation_crop, random_flip, random_resized_crop
 from effv2_jax.data.decode import BrokenImage
 from effv2_jax.data.randaugment import auto_augment, rand_augment
@@ -45,13 +46,13 @@ class TrainExamples:
 
     source: Source
     config: ConfigDict
-    stage: Stage
+    curriculum: Curriculum
     start_step: int
     process_index: int
     process_count: int
 
     def __len__(self) -> int:
-        return (self.stage.end_step - self.start_step) * self._local_batch_size
+        return (self.curriculum.total_steps - self.start_step) * self._local_batch_size
 
     @property
     def _local_batch_size(self) -> int:
@@ -81,17 +82,18 @@ class TrainExamples:
                 "check config.data"
             )
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, epoch, index))))
-        return {"image": self._augment(image, rng), "label": np.int32(label), "broken": np.int32(broken)}
+        stage = self.curriculum.stage_at(self.start_step + step)
+        return {"image": self._augment(image, stage, rng), "label": np.int32(label), "broken": np.int32(broken)}
 
-    def _augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _augment(self, image: np.ndarray, stage: Stage, rng: np.random.Generator) -> np.ndarray:
         data = self.config.data
         image = random_resized_crop(
-            image, self.stage.image_size, rng, data.crop_area, data.crop_aspect_ratio, data.interpolation
+            image, stage.image_size, rng, data.crop_area, data.crop_aspect_ratio, data.interpolation
         )
         if data.flip:
             image = random_flip(image, rng)
         if data.augmentation == "randaugment":
-            image = rand_augment(image, self.stage.randaugment_magnitude, rng, data.randaugment_layers)
+            image = rand_augment(image, stage.randaugment_magnitude, rng, data.randaugment_layers)
         elif data.augmentation == "autoaugment":
             image = auto_augment(image, rng)
         return image
@@ -155,13 +157,13 @@ def check_input(config: ConfigDict, process_count: int) -> None:
 def train_batches(
     source: Source,
     config: ConfigDict,
-    stage: Stage,
+    curriculum: Curriculum,
     start_step: int,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Generator[Batch, None, None]:
-    """This process's part of the batches from `start_step` to the end of the stage.
+    """This process's part of the batches from `start_step` to the end of the run, each of its stage's size S.
 
     Yields:
       {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'broken': int32 [b]}, b = global_batch_size / process_count;
@@ -171,7 +173,7 @@ def train_batches(
       UserError: the processes do not divide the batch; an image cannot be read and `data.skip_broken` is off.
     """
     check_input(config, process_count)
-    examples = TrainExamples(source, _frozen(config), stage, start_step, process_index, process_count)
+    examples = TrainExamples(source, _frozen(config), curriculum, start_step, process_index, process_count)
     return _batches(examples, config.global_batch_size // process_count, config)
 
 

@@ -16,6 +16,11 @@ class Source(Protocol):
 
     class_names: tuple[str, ...]
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells these examples in this order from any others; wherever they are stored."""
+        ...
+
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> tuple[np.ndarray, int]:

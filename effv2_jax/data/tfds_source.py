@@ -32,6 +32,10 @@ class TfdsSplit:
         encoded = isinstance(features[image_key], tfds.features.Image)
         self._decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{len(self)} records of {self._name}"
+
     def __len__(self) -> int:
         return len(self._records)
 

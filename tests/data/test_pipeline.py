@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from squares import Squares
 
 from effv2_jax.config import defaults
-from effv2_jax.curriculum import make_curriculum
+from effv2_jax.curriculum import Curriculum, make_curriculum
 from effv2_jax.data import pipeline
 from effv2_jax.errors import UserError
 
@@ -30,9 +30,9 @@ def config_of(batch_size=4, **data):
     return config
 
 
-def stage_of(config, num_steps, **changes):
+def curriculum_of(config, num_steps, **changes):
     stage = make_curriculum(config, 100).stages[0]
-    return dataclasses.replace(stage, start_step=0, end_step=num_steps, **changes)
+    return Curriculum((dataclasses.replace(stage, start_step=0, end_step=num_steps, **changes),), num_steps)
 
 
 def labels(batches):
@@ -67,10 +67,10 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 @given(count=st.integers(1, 13), steps=st.integers(1, 8), processes=st.sampled_from([1, 2, 4]))
 def test_processes_share_the_same_global_batches(count, steps, processes):
     config = config_of(batch_size=4)
-    stage, source = stage_of(config, steps), Squares(count)
-    whole = list(pipeline.train_batches(source, config, stage, 0))
+    curriculum, source = curriculum_of(config, steps), Squares(count)
+    whole = list(pipeline.train_batches(source, config, curriculum, 0))
     parts = [
-        list(pipeline.train_batches(source, config, stage, 0, process_index=index, process_count=processes))
+        list(pipeline.train_batches(source, config, curriculum, 0, process_index=index, process_count=processes))
         for index in range(processes)
     ]
     together = zip(*parts, strict=True)
@@ -87,9 +87,18 @@ def test_processes_share_the_same_global_batches(count, steps, processes):
 def test_starting_at_a_step_equals_skipping_to_it(count, steps, data):
     start = data.draw(st.integers(0, steps - 1))
     config = config_of()
-    stage, source = stage_of(config, steps), Squares(count)
-    whole = list(pipeline.train_batches(source, config, stage, 0))
-    equal(pipeline.train_batches(source, config, stage, start), whole[start:])
+    curriculum, source = curriculum_of(config, steps), Squares(count)
+    whole = list(pipeline.train_batches(source, config, curriculum, 0))
+    equal(pipeline.train_batches(source, config, curriculum, start), whole[start:])
+
+
+def test_one_iterator_goes_through_all_stages():
+    config = config_of()
+    config.total_steps, config.curriculum.num_stages = 7, 3
+    config.curriculum.image_size = (8, 12)
+    curriculum = make_curriculum(config, 100)
+    sizes = [batch["image"].shape for batch in pipeline.train_batches(Squares(9), config, curriculum, 1)]
+    assert sizes == [(4, size, size, 3) for size in (8, 10, 10, 12, 12, 12)]
 
 
 @quick
@@ -113,10 +122,10 @@ def test_evaluation_counts_every_example_once(count, batch_size, processes):
 def test_workers_and_threads_change_nothing(workers, threads):
     augmented = {"augmentation": "randaugment", "flip": True}
     config = config_of(**augmented)
-    stage, source = stage_of(config, 5), Squares(7, frozenset({3}))
-    expected = list(pipeline.train_batches(source, config, stage, 0))
+    curriculum, source = curriculum_of(config, 5), Squares(7, frozenset({3}))
+    expected = list(pipeline.train_batches(source, config, curriculum, 0))
     config = config_of(**augmented, num_workers=workers, num_threads=threads)
-    equal(pipeline.train_batches(source, config, stage, 0), expected)
+    equal(pipeline.train_batches(source, config, curriculum, 0), expected)
     expected = list(pipeline.evaluation_batches(source, config_of()))
     equal(pipeline.evaluation_batches(source, config_of(num_workers=workers, num_threads=threads)), expected)
 
@@ -124,7 +133,9 @@ def test_workers_and_threads_change_nothing(workers, threads):
 def images_by_epoch_and_label(config, batch_size):
     config.global_batch_size = batch_size
     images = {}
-    for number, batch in enumerate(pipeline.train_batches(Squares(6), config, stage_of(config, 24 // batch_size), 0)):
+    for number, batch in enumerate(
+        pipeline.train_batches(Squares(6), config, curriculum_of(config, 24 // batch_size), 0)
+    ):
         for place, (label, image) in enumerate(zip(batch["label"].tolist(), batch["image"], strict=True)):
             images[(number * batch_size + place) // 6, label] = image
     return images
@@ -143,8 +154,8 @@ def test_the_stage_decides_size_and_magnitude(monkeypatch):
     seen = []
     monkeypatch.setattr(pipeline, "rand_augment", lambda image, m, rng, layers: seen.append((m, layers)) or image)
     config = config_of(augmentation="randaugment", randaugment_layers=3)
-    stage = stage_of(config, 1, image_size=10, randaugment_magnitude=12.5)
-    [batch] = pipeline.train_batches(Squares(4), config, stage, 0)
+    curriculum = curriculum_of(config, 1, image_size=10, randaugment_magnitude=12.5)
+    [batch] = pipeline.train_batches(Squares(4), config, curriculum, 0)
     assert batch["image"].shape == (4, 10, 10, 3)
     assert seen == [(12.5, 3)] * 4
 
@@ -155,7 +166,7 @@ def test_a_broken_image_is_replaced_counted_and_named_once(caplog):
     counter = pipeline.BrokenCounter(source)
     drawn = []
     with caplog.at_level(logging.WARNING):
-        for batch in pipeline.train_batches(source, config, stage_of(config, 6), 0):
+        for batch in pipeline.train_batches(source, config, curriculum_of(config, 6), 0):
             assert batch["image"].shape[0] == 4
             drawn += batch["label"].tolist()
             counter.update(batch)
@@ -176,7 +187,7 @@ def test_a_broken_image_stops_a_strict_run_with_its_name(workers):
     source = Squares(4, frozenset({2}))
     message = r"cannot read square 2: it is torn; --config\.data\.skip_broken=True goes on without it"
     with pytest.raises(UserError, match=message):
-        list(pipeline.train_batches(source, config, stage_of(config, 2), 0))
+        list(pipeline.train_batches(source, config, curriculum_of(config, 2), 0))
     with pytest.raises(UserError, match=message):
         list(pipeline.evaluation_batches(source, config))
 
@@ -184,13 +195,13 @@ def test_a_broken_image_stops_a_strict_run_with_its_name(workers):
 def test_nothing_readable_is_an_error():
     config = config_of()
     with pytest.raises(UserError, match="3 images in a row cannot be read, the first is square"):
-        list(pipeline.train_batches(Squares(3, frozenset({0, 1, 2})), config, stage_of(config, 2), 0))
+        list(pipeline.train_batches(Squares(3, frozenset({0, 1, 2})), config, curriculum_of(config, 2), 0))
 
 
 def test_threads_end_with_the_iterator():
     before = threading.active_count()
     config = config_of(num_threads=4)
-    batches = pipeline.train_batches(Squares(50), config, stage_of(config, 40), 0)
+    batches = pipeline.train_batches(Squares(50), config, curriculum_of(config, 40), 0)
     next(batches)
     batches.close()
     list(pipeline.evaluation_batches(Squares(50), config))

@@ -213,8 +213,8 @@ config.global_batch_size = 4
 config.data.update(source="tfds", name="ten_photos", data_dir={tfds_dir!r}, num_examples=0)
 tfds.builder = lambda name, data_dir, **_: tfds.builder_from_directory(data_dir + "/ten_photos/1.0.0")
 sources = make_sources(config)
-stage = make_curriculum(config, len(sources.train)).stages[0]
-print(next(train_batches(sources.train, config, stage, 0))["image"].shape, "tensorflow" in sys.modules)
+curriculum = make_curriculum(config, len(sources.train))
+print(next(train_batches(sources.train, config, curriculum, 0))["image"].shape, "tensorflow" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout == "(4, 128, 128, 3) False\n", run.stderr
