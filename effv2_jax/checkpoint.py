@@ -1,19 +1,27 @@
 """Checkpoints. The one file that knows Orbax.
 
 A checkpoint is one unit: the training state, and the `run` record (input position, stopwatch, best-so-far, config) as
-JSON. It is written in the background to a temporary folder that is renamed when complete, so a killed process leaves
-no half-written checkpoint.
+JSON. It is written in the background to a temporary folder, sealed with the checksums of its files, brought to the disk
+and only then renamed, so that a killed process or lost power leaves no half-written checkpoint. Older ones are deleted
+after that.
 """
 
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
 
+from effv2_jax.checksums import find_damage, write_checksums
 from effv2_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
+TIMEOUT = 1200  # seconds that a process waits for the others to write their parts
 _SCORE, _NOT_EVALUATED = "score", -1.0  # Orbax wants a score with every checkpoint
+# Orbax writes these after the rest is sealed, and needs nothing in them to restore.
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class Checkpoints:
@@ -24,18 +32,22 @@ class Checkpoints:
       keep_last: newest checkpoints kept, at least 1.
       keep_best: checkpoints of the highest score kept.
       read_only: never writes.
+
+    Raises:
+      UserError: numbers that keep nothing, a directory that cannot be written, or (read_only) unreadable checkpoints.
     """
 
     def __init__(self, directory: epath.PathLike, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
         if keep_last < 1 or keep_best < 0:
             raise UserError("config.checkpoint.keep_last must be at least 1, and keep_best at least 0")
-        path = epath.Path(directory)
-        self.directory = path if "://" in str(directory) else path.expanduser().resolve()  # Orbax wants absolute paths
+        self.directory = absolute(directory)
+        self._saving = -1  # the step that is being written
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             best_fn=lambda metrics: metrics[_SCORE],  # without it Orbax does not write the scores
+            async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._seal),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep_last),
@@ -47,7 +59,13 @@ class Checkpoints:
                 ]
             ),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
+        except OSError as error:
+            raise UserError(f"checkpoints cannot be kept in {self.directory}: {error}") from None
+        except ValueError as error:  # the JSON of a score
+            faults = "; ".join(f"{path.name}: {', '.join(find_damage(path))}" for path in _steps(self.directory))
+            raise UserError(f"the checkpoints in {self.directory} cannot be read ({error}): {faults}") from None
 
     def latest(self) -> int | None:
         """The newest step saved, or None."""
@@ -63,24 +81,46 @@ class Checkpoints:
         """The step that 'latest', 'best' or a number names.
 
         Raises:
-          UserError: it is not kept; names those that are.
+          UserError: it is not kept (names those that are), or it is damaged.
         """
         steps = sorted(self._manager.all_steps())
         named = {"latest": self.latest(), "best": self.best()} | {str(step): step for step in steps}
         if (step := named.get(which)) is None:
             raise UserError(f"there is no checkpoint '{which}' in {self.directory}; kept steps: {steps or 'none'}")
+        if faults := find_damage(self.directory / str(step)):
+            others = [other for other in steps if other != step]
+            raise UserError(
+                f"checkpoint {step} in {self.directory} is damaged: {', '.join(faults)}; "
+                f"other kept steps: {others or 'none'}"
+            )
         return step
 
     def save(self, step: int, state: Any, run: dict[str, Any], score: float | None = None) -> None:
-        """Copies the state off the devices and writes it in the background; `run` is anything JSON can hold."""
+        """Copies the state off the devices and writes it in the background; `run` is anything JSON can hold.
+
+        Raises:
+          UserError: this checkpoint or the one before cannot be written.
+        """
         metrics = {_SCORE: _NOT_EVALUATED if score is None else score}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """The state, laid out as `abstract_state` says, and the run record."""
+        """The state, laid out as `abstract_state` says on any number of devices, and the run record.
+
+        Raises:
+          UserError: the state is one of other arrays.
+        """
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} is of another network or optimizer: {_reason(error)}"
+            ) from error
         return restored["state"], restored["run"]
 
     def restore_run(self, step: int) -> dict[str, Any]:
@@ -88,9 +128,76 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on disk. Raises as `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def _seal(self) -> None:
+        """Called on the first process when all files of a checkpoint are written, before it gets its name."""
+        names = (f"{self._saving}{ending}" for ending in (".orbax-checkpoint-tmp", ""))  # '': on object stores
+        unfinished = next(path for name in names if (path := self.directory / name).exists())
+        write_checksums(unfinished, leave_out=_WRITTEN_LAST)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # of Python, TensorStore and JAX
+            sound = [path.name for path in _steps(self.directory) if not find_damage(path)]
+            raise UserError(
+                f"a checkpoint cannot be written to {self.directory}: {_reason(error)}; "
+                f"intact there: {', '.join(sound) or 'none'}. The same command goes on from the last one when this is "
+                "mended"
+            ) from error
+
+
+def absolute(directory: epath.PathLike) -> epath.Path:
+    """The directory as Orbax wants it."""
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else path.expanduser().resolve()
+
+
+def set_damaged_aside(directory: epath.PathLike, log: Callable[[str], None]) -> None:
+    """Renames `STEP` to `STEP.damaged` where a file has not its checksum, so that an older checkpoint is the newest.
+
+    Args:
+      directory: of the checkpoints; nobody else writes there.
+      log: is told of each one.
+
+    Raises:
+      UserError: none would be left; nothing is renamed then.
+    """
+    directory = absolute(directory)
+    steps = _steps(directory)
+    damaged = {path: faults for path in steps if (faults := find_damage(path))}
+    lines = [f"checkpoint {path.name} is damaged: {', '.join(faults)}" for path, faults in damaged.items()]
+    if steps and len(damaged) == len(steps):
+        raise UserError(
+            f"no checkpoint in {directory} is intact: {'; '.join(lines)}. Start again in another workdir, or delete "
+            f"{directory}"
+        )
+    for path, line in zip(damaged, lines, strict=True):
+        aside = path.with_name(f"{path.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+        path.rename(aside)
+        log(f"{line}; it is now {aside.name}")
+
+
+def _steps(directory: epath.Path) -> list[epath.Path]:
+    """The folders of finished checkpoints, oldest first."""
+    if not directory.exists():
+        return []
+    return sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error that began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

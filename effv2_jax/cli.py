@@ -10,21 +10,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from effv2_jax.config import UNITS, flat_lines, to_dict
-from effv2_jax.errors import UserError
+from effv2_jax.errors import EXIT_PREEMPTED, Preempted, UserError
 
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, or with 2 and one sentence on a user's mistake."""
+    """Entry point; exits with 0, with 2 and one sentence on a user's mistake, with 75 when asked to leave and saved."""
     try:
         run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         print(f"effv2: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as message:
+        print(f"effv2: {message}", file=sys.stderr)
+        leave(EXIT_PREEMPTED)
     except BrokenPipeError:  # `effv2 models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def leave(code: int) -> None:
+    """Ends the process at once, without waiting for what still compiles in the background."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()  # together: a process whose peers vanish takes it for a failure
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> None:
@@ -58,11 +72,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = verb("train", call_train, "train, or go on with the training in a workdir", config=True)
     train.add_argument("--workdir", required=True, help="where checkpoints and metrics go; a local path or gs://")
+    train.add_argument("--force", action="store_true", help="go on in the workdir though the config is of another run")
     cluster = train.add_argument_group("several processes")
     cluster.add_argument("--distributed", action="store_true", help="join the processes of a TPU slice or Slurm job")
     cluster.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0, where nothing tells JAX")
     cluster.add_argument("--num_processes", type=int, default=0)
     cluster.add_argument("--process_id", type=int, default=-1)
+    cluster.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others at the start")
 
     evaluate = verb("evaluate", call_evaluate, "evaluate the checkpoints of a workdir, raw and averaged weights")
     evaluate.add_argument("--workdir", required=True, help="of a training run")
@@ -147,10 +163,10 @@ def call_train(args: argparse.Namespace) -> None:
     if args.distributed or args.coordinator:
         from effv2_jax.mesh import initialize_processes
 
-        initialize_processes(args.coordinator, args.num_processes, args.process_id)
+        initialize_processes(args.coordinator, args.num_processes, args.process_id, args.timeout)
     from effv2_jax.train import train
 
-    train(args.config, args.workdir)
+    train(args.config, args.workdir, force=args.force)
 
 
 def call_evaluate(args: argparse.Namespace) -> None:

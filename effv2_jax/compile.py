@@ -1,13 +1,24 @@
-"""Ahead-of-time compilation of the steps: one for every stage that differs, one for evaluation, each compiled once."""
+"""Ahead-of-time compilation of the steps: one for every stage that differs, one for evaluation, each compiled once.
+
+While a stage trains, evaluation and the next stage's step are compiled on a background thread (tracing shares the
+interpreter with the training loop, XLA does not hold it). What was compiled is kept on disk, so that a restart compiles
+nothing.
+"""
 
 import dataclasses
 import functools
+import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +30,38 @@ from effv2_jax.errors import check_known
 from effv2_jax.model import NORMALIZATIONS, EfficientNet
 from effv2_jax.optimizer import make_optimizer, make_schedule
 from effv2_jax.step import TrainState
+
+CACHE = "compilation_cache"  # its folder in a workdir
+
+
+def use_compilation_cache(config: ConfigDict, workdir: epath.Path) -> None:
+    """Keeps compiled programs where `config.compilation.cache` says; before the first compilation of a run."""
+    where = config.compilation.cache
+    if where == "auto":
+        where = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / CACHE)
+    enabled = where != "off"
+    if enabled:
+        _drop_torn_entries(epath.Path(where))
+        # Every program, however small: a restart pays for the sum of them.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.config.update("jax_compilation_cache_dir", where)
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # JAX looks at these settings once only
+
+
+def _drop_torn_entries(directory: epath.Path) -> None:
+    """Deletes what a process left that was killed while it wrote: JAX would never write these entries again."""
+    if not directory.exists() or jax.process_index() != 0:
+        return
+    for path in directory.glob("*-cache"):
+        try:
+            from jax._src.compilation_cache import decompress_executable  # the one place that knows the format
+
+            decompress_executable(path.read_bytes())
+        except Exception as error:  # of whichever compressor JAX found installed
+            logging.warning("deleted the damaged compiled program %s: %s", path, error)
+            path.unlink(missing_ok=True)
 
 
 def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage | None = None) -> EfficientNet:
@@ -69,13 +112,14 @@ class Compiler:
         log: Callable[[str], None] = lambda line: None,
     ):
         self._config = config
+        self._curriculum = curriculum
         self._mesh = mesh
         self._log = log
         self._model = functools.partial(make_model, config, num_classes, mesh.devices.flat[0].platform)
         self._schedule = make_schedule(config, num_examples=num_examples, total_steps=curriculum.total_steps)
         variables = jax.eval_shape(lambda: step_lib.initial_variables(self._model(), config.seed))
         self._optimizer = make_optimizer(config, self._schedule, variables["params"])
-        self._executables: dict[Any, jax.stages.Compiled] = {}
+        self._executables: dict[Any, Future[jax.stages.Compiled]] = {}
 
     @property
     def abstract_state(self) -> TrainState:
@@ -84,39 +128,84 @@ class Compiler:
 
     def initial_state(self) -> TrainState:
         """A fresh state on the mesh."""
-        return self._compiled("initial state", "initial state", self._initial_state, ())()
+        return self._compile("initial state", self._initial_state, ())()
 
     def train_step(self, stage: Stage) -> jax.stages.Compiled:
-        """The training step of a stage, (state, batch) -> (state, metrics); the state is donated."""
-        # What happens on the host, or tells only when the stage runs, makes no other executable.
-        key = dataclasses.replace(stage, index=0, start_step=0, end_step=0, randaugment_magnitude=0.0)
-        step = step_lib.make_train_step(self._config, stage, self._model(stage), self._optimizer, self._schedule)
-        batch = mesh_lib.abstract_batch(self._config.global_batch_size, stage.image_size, self._mesh)
-        name = f"training step of stage {stage.index + 1}, {stage.image_size} px"
-        return self._compiled(key, name, step, (self.abstract_state, batch), donate_argnums=0)
+        """The training step of a stage, (state, batch) -> (state, metrics); the state is donated.
+
+        Waits where it is being compiled, compiles where it is not, and forgets the steps that no later stage takes.
+        """
+        needed = {_key(later) for later in self._curriculum.stages[stage.index :]}
+        self._executables = {
+            key: future for key, future in self._executables.items() if key in needed or key == "evaluation"
+        }
+        return self._get(_key(stage), functools.partial(self._compile_train_step, stage))
 
     def evaluation_step(self) -> jax.stages.Compiled:
         """The evaluation step, (variables, batch) -> sums."""
+        return self._get("evaluation", self._compile_evaluation_step)
+
+    def prepare_after(self, stage: Stage) -> None:
+        """Begins to compile, in the background, what comes after the first step of `stage`."""
+        if not self._config.compilation.background:
+            return
+        jobs: dict[Any, Callable] = {"evaluation": self._compile_evaluation_step}
+        for following in self._curriculum.stages[stage.index + 1 : stage.index + 2]:
+            jobs[_key(following)] = functools.partial(self._compile_train_step, following)
+        jobs = {key: job for key, job in jobs.items() if key not in self._executables}
+        futures: dict[Any, Future] = {key: Future() for key in jobs}
+        self._executables |= futures
+
+        def work() -> None:
+            for key, job in jobs.items():
+                _settle(futures[key], job)
+
+        if jobs:
+            # No daemon: an interpreter that ends under a running compilation may crash.
+            threading.Thread(target=work, name="compile").start()
+
+    def _get(self, key: Any, job: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:
+        if key not in self._executables:
+            self._executables[key] = Future()
+            _settle(self._executables[key], job)
+        return self._executables[key].result()
+
+    def _compile_train_step(self, stage: Stage) -> jax.stages.Compiled:
+        step = step_lib.make_train_step(self._config, stage, self._model(stage), self._optimizer, self._schedule)
+        batch = mesh_lib.abstract_batch(self._config.global_batch_size, stage.image_size, self._mesh)
+        name = f"training step of stage {stage.index + 1}, {stage.image_size} px"
+        return self._compile(name, step, (self.abstract_state, batch), donate_argnums=0)
+
+    def _compile_evaluation_step(self) -> jax.stages.Compiled:
         config = self._config.evaluation
         variables = _replicate(
             jax.eval_shape(lambda: step_lib.initial_variables(self._model(), self._config.seed)), self._mesh
         )
         batch = mesh_lib.abstract_batch(config.batch_size, config.image_size, self._mesh, mask="bool")
         step = step_lib.make_evaluation_step(self._config, self._model())
-        return self._compiled("evaluation", f"evaluation, {config.image_size} px", step, (variables, batch))
+        return self._compile(f"evaluation, {config.image_size} px", step, (variables, batch))
 
     def _initial_state(self) -> TrainState:
         return step_lib.initial_state(self._model(), self._optimizer, self._config)
 
-    def _compiled(
-        self, key: Any, name: str, function: Callable, arguments: tuple, **jit_options: Any
-    ) -> jax.stages.Compiled:
-        if key not in self._executables:
-            start = time.perf_counter()
-            jitted = jax.jit(function, out_shardings=mesh_lib.replicated(self._mesh), **jit_options)
-            self._executables[key] = jitted.lower(*arguments).compile()
-            self._log(f"compiled {name} in {time.perf_counter() - start:.1f} s")
-        return self._executables[key]
+    def _compile(self, name: str, function: Callable, arguments: tuple, **jit_options: Any) -> jax.stages.Compiled:
+        start = time.perf_counter()
+        jitted = jax.jit(function, out_shardings=mesh_lib.replicated(self._mesh), **jit_options)
+        executable = jitted.lower(*arguments).compile()
+        self._log(f"compiled {name} in {time.perf_counter() - start:.1f} s")
+        return executable
+
+
+def _key(stage: Stage) -> Any:
+    """Equal for stages that share an executable: without what happens on the host, or tells only when a stage runs."""
+    return dataclasses.replace(stage, index=0, start_step=0, end_step=0, randaugment_magnitude=0.0)
+
+
+def _settle(future: Future, job: Callable[[], Any]) -> None:
+    try:
+        future.set_result(job())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _replicate(shapes: Any, mesh: Mesh) -> Any:

@@ -128,6 +128,12 @@ def defaults() -> ConfigDict:
     loss.name = "softmax"  # cross-entropy; or 'sigmoid': one binary problem a class
     loss.label_smoothing = 0.1
 
+    config.compilation = compilation = ConfigDict()
+    compilation.background = True  # compile the next stage's step while one trains; False: when its turn comes
+    # Where compiled programs are kept: a folder, local or gs://; 'auto' is JAX_COMPILATION_CACHE_DIR, or else
+    # compilation_cache/ in the workdir; 'off'.
+    compilation.cache = "auto"
+
     config.evaluation = evaluation = ConfigDict()
     evaluation.image_size = 384
     evaluation.batch_size = 1024  # over all devices
@@ -198,14 +204,14 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
       UserError: a field that `defaults` does not have, or lacks.
     """
     config = defaults()
-    known, given = set(_flat(config.to_dict())), set(_flat(values))
+    known, given = set(flatten(config.to_dict())), set(flatten(values))
     if known != given:
         strange, missing = ", ".join(sorted(given - known)), ", ".join(sorted(known - given))
         raise UserError(
             f"the saved config is another version's: unknown fields [{strange}], missing fields [{missing}]"
         )
     with config.unlocked():
-        for path, value in _flat(values).items():
+        for path, value in flatten(values).items():
             *parents, name = path.split(".")
             section = config
             for parent in parents:
@@ -216,13 +222,14 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
 
 def flat_lines(config: ConfigDict) -> list[str]:
     """Every field as `optimizer.momentum = 0.9`, in alphabetic order."""
-    return [f"{path} = {value!r}" for path, value in sorted(_flat(config.to_dict()).items())]
+    return [f"{path} = {value!r}" for path, value in sorted(flatten(config.to_dict()).items())]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'optimizer': {'momentum': 0.9}} as {'optimizer.momentum': 0.9}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 

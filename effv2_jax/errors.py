@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", and the most common reason for it."""
+"""The exceptions that are no bugs: "the user can fix this", and "asked to leave"."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,16 @@ class UserError(Exception):
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+class Preempted(Exception):
+    """The process was asked to leave and has saved: the same command goes on.
+
+    The command line exits with EXIT_PREEMPTED.
+    """
+
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def check_known(field: str, value: object, known: Iterable[str]) -> None:

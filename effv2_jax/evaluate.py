@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.compile import Compiler
+from effv2_jax.compile import Compiler, use_compilation_cache
 from effv2_jax.config import from_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.pipeline import BrokenCounter, evaluation_batches
@@ -85,6 +85,7 @@ def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, R
     checkpoints = Checkpoints(directory, read_only=True)
     step = checkpoints.find(which)
     config = from_dict(checkpoints.restore_run(step)["config"])
+    use_compilation_cache(config, epath.Path(workdir))
     sources = make_sources(config)
     mesh = make_mesh()
     curriculum = make_curriculum(config, len(sources.train))

@@ -1,11 +1,13 @@
 """Devices and processes: set-up of several processes, the mesh, and how arrays lie on it."""
 
 import os
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
+from jax._src import distributed  # its key-value store, for which JAX has no public name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from effv2_jax.errors import UserError
@@ -13,30 +15,94 @@ from effv2_jax.errors import UserError
 DATA_AXIS = "data"
 
 
-def initialize_processes(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+# Why processes do not find each other, in the order of how often it happens.
+ADVICE = (
+    "The usual causes: the command was not started on every host; a process of an earlier run still holds the TPU "
+    "(`sudo lsof -w /dev/accel0` finds it, and /tmp/libtpu_lockfile may be left over: jax issue 10192); a firewall "
+    "blocks the coordinator's port (JAX takes 8482 since 0.8.1, Google Cloud's rules open 8476: jax issue 35905; "
+    "--coordinator=HOST:8476 takes that); a proxy variable such as HTTP_PROXY is set. "
+)
+
+
+def initialize_processes(
+    coordinator: str = "", num_processes: int = 0, process_id: int = -1, timeout: int = 300
+) -> None:
     """Joins this process to the others of the run; the first thing that a process does with JAX.
 
     With no arguments JAX finds its peers itself on Cloud TPU slices, under Slurm, MPI and Kubernetes.
 
+    Args:
+      coordinator: HOST:PORT of process 0.
+      num_processes: in the run.
+      process_id: of this process, from 0.
+      timeout: seconds to wait for the others.
+
     Raises:
-      UserError: arguments that do not go together, or peers that JAX cannot find.
+      UserError: arguments that do not go together, or peers that JAX cannot find or that do not come.
     """
     if coordinator and not 0 <= process_id < num_processes:
         raise UserError(
             "--coordinator needs --num_processes=N and --process_id from 0 to N - 1, "
             f"not {num_processes} and {process_id}"
         )
+    peers: dict[str, Any] = {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
     try:
-        if coordinator:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
-        else:
-            jax.distributed.initialize()
+        jax.distributed.initialize(**(peers if coordinator else {}), initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
+        late = "DEADLINE_EXCEEDED" in str(error)
         raise UserError(
-            f"this process cannot join the others: {error} Where JAX does not find them itself, give each process "
-            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+            f"this process cannot join the others{f' within {timeout} s' if late else ''}: {_one_line(error)}. "
+            f"{ADVICE if late else ''}Where JAX does not find them itself, give each process --coordinator=HOST:PORT "
+            "--num_processes=N --process_id=I"
         ) from None
-    logging.info("process %d of %d on %s", jax.process_index(), jax.process_count(), os.uname().nodename)
+    # From every process, so that the log of each tells which one it is.
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()} (pid {os.getpid()}) with "
+        f"{jax.local_device_count()} of {jax.device_count()} devices",
+        flush=True,
+    )
+
+
+def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -> None:
+    """Has the first process do something that the others wait for; a UserError of it is raised on all.
+
+    Args:
+      name: of the thing, for messages; each name once in a run.
+      call: what to do.
+      timeout: seconds that the others wait.
+
+    Raises:
+      UserError: of `call`, or that the first process did not come to an end in time.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return call()
+    key = f"effv2_jax/{name}"
+    if jax.process_index() == 0:
+        try:
+            call()
+        except UserError as error:
+            client.key_value_set(key, f"error: {error}")
+            raise
+        client.key_value_set(key, "done")
+        return None
+    try:
+        outcome = client.blocking_key_value_get(key, timeout * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"process {jax.process_index()} waited {timeout} s for process 0 and '{name}': {_one_line(error)}"
+        ) from None
+    if outcome.startswith("error: "):
+        raise UserError(outcome.removeprefix("error: "))
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def make_mesh(devices: Any = None) -> Mesh:

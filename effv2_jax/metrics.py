@@ -2,9 +2,12 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from etils import epath
+
+from effv2_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -41,22 +44,26 @@ class JsonLines:
 
 
 class Writers:
-    """Writes to several writers in turn."""
+    """Writes to several writers in turn; raises UserError where one cannot write."""
 
     def __init__(self, writers: list[Writer]):
         self._writers = writers
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        for writer in self._writers:
-            writer.write_scalars(step, scalars)
+        self._each(lambda writer: writer.write_scalars(step, scalars))
 
     def flush(self) -> None:
-        for writer in self._writers:
-            writer.flush()
+        self._each(lambda writer: writer.flush())
 
     def close(self) -> None:
+        self._each(lambda writer: writer.close())
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
         for writer in self._writers:
-            writer.close()
+            try:
+                call(writer)
+            except Exception as error:  # OSError of Python's files, TensorFlow's own of its files
+                raise UserError(f"metrics cannot be written ({type(writer).__name__}): {error}") from error
 
 
 def make_writers(workdir: epath.Path, step: int, active: bool) -> Writers:

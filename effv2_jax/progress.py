@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import psutil
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -31,11 +32,24 @@ def clock(seconds: float) -> str:
 
 
 class Stopwatch:
-    """Seconds by cause; goes on from the seconds of the checkpoint that a run restarts from."""
+    """Seconds by cause; runs from its making."""
 
-    def __init__(self, seconds: dict[str, float] | None = None):
-        self.seconds: dict[str, float] = collections.defaultdict(float, seconds or {})
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = collections.defaultdict(float)
         self._mark = time.perf_counter()
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def restore(self, seconds: dict[str, float], lost: float) -> None:
+        """Goes on from the seconds of a checkpoint; `lost` seconds of work after it were in vain."""
+        self.seconds = collections.defaultdict(float, seconds)
+        self.seconds["restart"] += lost
+
+    def since(self, before: dict[str, float]) -> dict[str, float]:
+        """What was added to earlier `seconds`."""
+        return collections.defaultdict(float, {name: now - before.get(name, 0) for name, now in self.seconds.items()})
 
     def charge(self, cause: str) -> None:
         """Charges the time since the last charge to a cause."""
@@ -53,9 +67,25 @@ class Stopwatch:
             self.charge(cause)
 
     def summary(self) -> str:
-        total = sum(self.seconds.values())
         parts = (f"{cause} {clock(spent)}" for cause, spent in sorted(self.seconds.items(), key=lambda item: -item[1]))
-        return f"{clock(total)} in all: " + ", ".join(parts)
+        return f"{clock(self.total)} in all: " + ", ".join(parts)
+
+    def scalars(self) -> dict[str, float]:
+        """For the metrics: {'time/train': seconds, ...}."""
+        return {f"time/{cause}": spent for cause, spent in self.seconds.items()}
+
+
+def lost_seconds(records: list[dict[str, Any]], step: int, saved: dict[str, float]) -> float:
+    """Time spent after the checkpoint of `step` as far as the metrics tell, whose work is to be done again.
+
+    Args:
+      records: of the metrics file.
+      step: of the checkpoint.
+      saved: the stopwatch's seconds in it.
+    """
+    later = [record for record in records if record["step"] > step]
+    totals = [sum(value for name, value in record.items() if name.startswith("time/")) for record in later]
+    return max(max(totals, default=0.0) - sum(saved.values()), 0.0)
 
 
 class Progress:
@@ -65,14 +95,23 @@ class Progress:
       curriculum: for the stage and the time to go.
       batch_size: global.
       stopwatch: of the run.
+      unreported: metrics of steps before a restart, as `unreported` was.
     """
 
-    def __init__(self, curriculum: Curriculum, batch_size: int, stopwatch: Stopwatch):
+    def __init__(
+        self, curriculum: Curriculum, batch_size: int, stopwatch: Stopwatch, unreported: list[dict[str, float]]
+    ):
         self._curriculum = curriculum
         self._batch_size = batch_size
         self._stopwatch = stopwatch
-        self._metrics: list[dict[str, float]] = []
+        self._metrics = list(unreported)
+        self._carried = len(unreported)  # their time was another process's
         self._before = dict(stopwatch.seconds)
+
+    @property
+    def unreported(self) -> list[dict[str, float]]:
+        """The metrics of the steps since the last report."""
+        return list(self._metrics)
 
     def observe(self, step: int, stage: Stage, metrics: dict[str, Any], last_checkpoint: str) -> None:
         """Takes the metrics of the step that made `step`.
@@ -92,13 +131,13 @@ class Progress:
     def report(self, step: int, stage: Stage) -> dict[str, float]:
         """Says a line on the steps since the last report, and returns their mean metrics under 'train/'."""
         self._stopwatch.charge("train")
-        spent = {name: now - self._before.get(name, 0) for name, now in self._stopwatch.seconds.items()}
+        spent = self._stopwatch.since(self._before)
         self._before = dict(self._stopwatch.seconds)
-        waiting, running = spent.get("input", 0.0), spent.get("input", 0.0) + spent.get("train", 0.0)
-        images_per_second = len(self._metrics) * self._batch_size / max(running, 1e-9)
+        waiting, running = spent["input"], spent["input"] + spent["train"]
+        images_per_second = (len(self._metrics) - self._carried) * self._batch_size / max(running, 1e-9)
         means = {name: sum(m[name] for m in self._metrics) / len(self._metrics) for name in self._metrics[0]}
         means["learning_rate"] = self._metrics[-1]["learning_rate"]
-        self._metrics = []
+        self._metrics, self._carried = [], 0
         per_device = images_per_second / jax.device_count()
         share = waiting / max(running, 1e-9)
         eta = self._pixels_to_go(step) / (stage.image_size**2 * images_per_second)
@@ -109,7 +148,8 @@ class Progress:
             f"ETA {clock(eta)}"
         )
         extra = {"images_per_second_per_device": per_device, "input_wait_share": share, "image_size": stage.image_size}
-        return {f"train/{name}": value for name, value in (means | extra).items()}
+        host = {"host/memory_mib": psutil.Process().memory_info().rss / 2**20}
+        return {f"train/{name}": value for name, value in (means | extra).items()} | self._stopwatch.scalars() | host
 
     def _pixels_to_go(self, step: int) -> float:
         """Pixels still to train on: an image's cost goes with its area, so that the ETA holds across stages."""

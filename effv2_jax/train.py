@@ -1,5 +1,6 @@
 """The training run, top to bottom."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -8,18 +9,31 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.compile import Compiler
+from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, set_damaged_aside
+from effv2_jax.compile import Compiler, use_compilation_cache
 from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum, steps_of
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
+from effv2_jax.errors import Preempted
 from effv2_jax.evaluate import evaluate, weights_of
-from effv2_jax.mesh import make_mesh, put_batch
-from effv2_jax.metrics import METRICS_FILE, make_writers
+from effv2_jax.lock import exclusive
+from effv2_jax.mesh import make_mesh, on_first_process, put_batch
+from effv2_jax.metrics import METRICS_FILE, make_writers, read_metrics
 from effv2_jax.optimizer import describe_weight_decay
 from effv2_jax.pictures import draw_metrics
-from effv2_jax.progress import Progress, Results, Stopwatch, describe_results, describe_run, flatten_results, say
+from effv2_jax.preemption import Preemption
+from effv2_jax.progress import (
+    Progress,
+    Results,
+    Stopwatch,
+    describe_results,
+    describe_run,
+    flatten_results,
+    lost_seconds,
+    say,
+)
+from effv2_jax.resume import check_faults, curriculum_to_go_on, identity_of
 from effv2_jax.step import check_batch
 
 CONFIG_FILE = "config.json"
@@ -32,63 +46,80 @@ def describe_parameters(config: ConfigDict, params: Any) -> str:
     return "\n".join([parameter_overview.get_parameter_overview(params), *lines]) + "\n"
 
 
-def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
-    """Trains as `config` says, from the newest checkpoint in `workdir` or from scratch.
+def train(config: ConfigDict, workdir: epath.PathLike, force: bool = False) -> Results:
+    """Trains as `config` says, from the newest intact checkpoint in `workdir` or from scratch.
+
+    Args:
+      config: of the experiment.
+      workdir: for checkpoints and metrics, a local path or gs://; of one process (group) at a time.
+      force: goes on from a checkpoint also where `config` is of another run.
 
     Returns:
       the last evaluation, as `evaluate.evaluate` gives it.
 
     Raises:
-      UserError: a mistake in the config or the data, or a loss that is not finite.
+      UserError: a mistake in the config or the data, a workdir that is taken or cannot be written, checkpoints that are
+        all damaged or of another run, or a loss that is not finite.
+      Preempted: asked to leave, and saved.
     """
+    with contextlib.ExitStack() as stack:
+        return _train(config, epath.Path(workdir), force, stack)
+
+
+def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextlib.ExitStack) -> Results:
     stopwatch = Stopwatch()
-    workdir = epath.Path(workdir)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    first_process = jax.process_index() == 0
 
     # What can be wrong is checked before anything is written.
     sources = make_sources(config)
     num_examples = len(sources.train)
     curriculum = make_curriculum(config, num_examples)
-    total_steps = curriculum.total_steps
     mesh = make_mesh()
     check_input(config, jax.process_count())
     check_batch(config, curriculum, mesh.size)
-    every = {
-        name: max(
-            1,
-            round(
-                steps_of(
-                    config,
-                    name,
-                    batch_size=config.global_batch_size,
-                    num_examples=num_examples,
-                    total_steps=total_steps,
-                )
-            ),
-        )
-        for name in ("log", "evaluate", "checkpoint")
-    }
     compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
+
+    def take_workdir() -> None:
+        stack.enter_context(exclusive(workdir))
+        set_damaged_aside(workdir / CHECKPOINTS, say)
+
+    on_first_process("take the workdir", take_workdir)
+    preemption = stack.enter_context(Preemption())
+    use_compilation_cache(config, workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.keep_best)
 
     # The input position is the step: batch k is a function of (seed, k). State and position cannot disagree.
-    step, best, results = 0, {}, {}
+    step, best, results, unreported, cause = 0, {}, {}, [], "start"
     if (latest := checkpoints.latest()) is not None:
+        run = checkpoints.restore_run(latest)
+        going_on, faults = curriculum_to_go_on(run, config, curriculum, sources)
+        if force and faults:
+            say(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
+        else:
+            check_faults(faults, workdir, latest)
+        if going_on != curriculum:
+            curriculum = going_on
+            compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
         state, run = checkpoints.restore(latest, compiler.abstract_state)
-        step, best, results = latest, run["best"], run["results"]
-        stopwatch = Stopwatch(run["stopwatch"])
-        say(f"going on from step {step} of {total_steps} in {workdir}")
+        step, best, results, unreported, cause = latest, run["best"], run["results"], run["unreported"], "restart"
+        stopwatch.restore(run["stopwatch"], lost_seconds(read_metrics(workdir / METRICS_FILE), step, run["stopwatch"]))
+        say(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
     else:
         state = compiler.initial_state()
+    total_steps = curriculum.total_steps
+    lengths = {"batch_size": config.global_batch_size, "num_examples": num_examples, "total_steps": total_steps}
+    every = {name: max(1, round(steps_of(config, name, **lengths))) for name in ("log", "evaluate", "checkpoint")}
     describe_run(config, curriculum, mesh, sources, state.params)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
+    if first_process:
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=1))
         (workdir / PARAMETERS_FILE).write_text(describe_parameters(config, state.params))
-    writers = make_writers(workdir, step, active=jax.process_index() == 0)
-    progress = Progress(curriculum, config.global_batch_size, stopwatch)
+    writers = make_writers(workdir, step, active=first_process)
+    progress = Progress(curriculum, config.global_batch_size, stopwatch, unreported)
     broken = BrokenCounter(sources.train), BrokenCounter(sources.evaluation)
-    stopwatch.charge("start")
+    batches = train_batches(sources.train, config, curriculum, step, **processes)
+    stack.callback(batches.close)
+    stopwatch.charge(cause)
 
     def due(name: str, step: int) -> bool:
         return step % every[name] == 0 or step == total_steps
@@ -107,21 +138,27 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
     for stage in curriculum.stages:
         if step >= stage.end_step:
             continue
+        before, switching = dict(stopwatch.seconds), True
         with stopwatch.measure("compile"):
             train_step = compiler.train_step(stage)
-        batches = train_batches(sources.train, config, stage, step, **processes)
+        compiler.prepare_after(stage)
         # Implicit transfers would stall the device; put_batch and device_get are the explicit ones.
         with jax.transfer_guard("disallow"):
             while step < stage.end_step:
                 with stopwatch.measure("input"):
                     batch = next(batches)
+                if switching:
+                    spent, switching = stopwatch.since(before), False
+                    waits = {f"stage/{cause}_wait_seconds": spent[cause] for cause in ("compile", "input")}
+                    writers.write_scalars(step, {"stage/number": stage.index + 1} | waits)
                 broken[0].update(batch)
                 arrays = put_batch({name: batch[name] for name in ("image", "label")}, mesh)
                 state, metrics = train_step(state, arrays)
                 step += 1
                 read_pending()  # of the step before, while this one runs
                 pending = step, stage, metrics
-                if not any(due(name, step) for name in every):
+                leaving = preemption.reached(step) and step < total_steps
+                if not leaving and not any(due(name, step) for name in every):
                     continue
                 read_pending()
                 if due("log", step):
@@ -139,20 +176,26 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> Results:
                     say(f"step {step} evaluation | " + describe_results(results))
                     writers.write_scalars(step, flatten_results(results))
                 writers.flush()  # before the checkpoint: what a restart finds reaches up to its step
-                if due("checkpoint", step) or score is not None:
+                if due("checkpoint", step) or score is not None or leaving:
                     with stopwatch.measure("checkpoint"):
-                        run = {"step": step, "best": best, "results": results, "stopwatch": dict(stopwatch.seconds)}
-                        checkpoints.save(step, state, run | {"config": to_dict(config)}, score)
-        batches.close()
+                        run = {"step": step, "best": best, "results": results, "unreported": progress.unreported}
+                        run |= {"stopwatch": dict(stopwatch.seconds)} | identity_of(config, curriculum, sources)
+                        checkpoints.save(step, state, run, score)
+                if leaving:
+                    checkpoints.close()
+                    writers.close()
+                    raise Preempted(f"asked to leave: saved step {step} of {total_steps}; the same command goes on")
 
     with stopwatch.measure("checkpoint"):
         checkpoints.close()
+    if latest != total_steps:
+        writers.write_scalars(step, stopwatch.scalars())
     writers.close()
     say(f"finished {total_steps} steps in {stopwatch.summary()}")
     if any(counter.count for counter in broken):
         say(f"unreadable images: {broken[0].count} in training, {broken[1].count} in evaluation")
     say(f"result at step {total_steps} | {describe_results(results)}")
     say(f"best top-1 {best['top1']:.2%} at step {best['step']}; checkpoints in {checkpoints.directory}")
-    if jax.process_index() == 0:
+    if first_process:
         say(f"metrics in {workdir} (TensorBoard files, {METRICS_FILE}); picture in {draw_metrics(workdir)}")
     return results
