@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from effv2_jax.config import UNITS, flat_lines, to_dict
-from effv2_jax.errors import EXIT_PREEMPTED, Preempted, UserError
+from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, Preempted, UserError
 
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         print(f"effv2: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_MISTAKE)
     except Preempted as message:
         print(f"effv2: {message}", file=sys.stderr)
         leave(EXIT_PREEMPTED)

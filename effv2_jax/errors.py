@@ -11,14 +11,15 @@ class UserError(Exception):
     """
 
 
+EXIT_MISTAKE = 2  # as argparse has it
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 class Preempted(Exception):
     """The process was asked to leave and has saved: the same command goes on.
 
     The command line exits with EXIT_PREEMPTED.
     """
-
-
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def check_known(field: str, value: object, known: Iterable[str]) -> None:

@@ -1,7 +1,10 @@
 """Devices and processes: set-up of several processes, the mesh, and how arrays lie on it."""
 
 import os
+import re
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 from jax._src import distributed  # its key-value store, for which JAX has no public name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import EXIT_MISTAKE, UserError
 
 DATA_AXIS = "data"
 
@@ -20,7 +23,7 @@ ADVICE = (
     "The usual causes: the command was not started on every host; a process of an earlier run still holds the TPU "
     "(`sudo lsof -w /dev/accel0` finds it, and /tmp/libtpu_lockfile may be left over: jax issue 10192); a firewall "
     "blocks the coordinator's port (JAX takes 8482 since 0.8.1, Google Cloud's rules open 8476: jax issue 35905; "
-    "--coordinator=HOST:8476 takes that); a proxy variable such as HTTP_PROXY is set. "
+    "--coordinator=HOST:8476 takes that); a proxy variable such as HTTP_PROXY is set."
 )
 
 
@@ -50,21 +53,66 @@ def initialize_processes(
         "num_processes": num_processes,
         "process_id": process_id,
     }
+    # JAX aborts the process where its own time is up, so ours is up before.
+    watchdog = threading.Timer(timeout, _give_up, (coordinator, timeout))
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        jax.distributed.initialize(**(peers if coordinator else {}), initialization_timeout=timeout)
+        jax.distributed.initialize(**(peers if coordinator else {}), initialization_timeout=timeout + 60)
     except (RuntimeError, ValueError) as error:
-        late = "DEADLINE_EXCEEDED" in str(error)
         raise UserError(
-            f"this process cannot join the others{f' within {timeout} s' if late else ''}: {_one_line(error)}. "
-            f"{ADVICE if late else ''}Where JAX does not find them itself, give each process --coordinator=HOST:PORT "
-            "--num_processes=N --process_id=I"
+            f"this process cannot join the others: {_one_line(error)} Where JAX does not find them itself, give each "
+            "process --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from None
+    finally:
+        watchdog.cancel()
     # From every process, so that the log of each tells which one it is.
     print(
         f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()} (pid {os.getpid()}) with "
         f"{jax.local_device_count()} of {jax.device_count()} devices",
         flush=True,
     )
+
+
+def _give_up(coordinator: str, timeout: int) -> None:
+    """Ends the process with what can be told of the one that did not come."""
+    state = distributed.global_state
+    address = coordinator or state.coordinator_address or ""
+    host, _, port = address.rpartition(":")
+    missing = "the others, of which no coordinator was found"
+    if state.service is not None:
+        missing = f"a process from 1 to {state.num_processes - 1}" if state.num_processes > 2 else "process 1"
+    elif port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            missing = f"a process other than 0, whose coordinator at {address} answers"
+        except OSError as error:
+            missing = f"process 0: its coordinator at {address} does not answer ({error})"
+    print(f"effv2: error: waited {timeout} s for {missing}. {ADVICE}", file=sys.stderr, flush=True)
+    os._exit(EXIT_MISTAKE)
+
+
+def wait_for_all(name: str, timeout: int = 1800) -> None:
+    """Waits until every process is here, so that none waits without end in the first collective.
+
+    Args:
+      name: of the place, for messages; each name once in a run.
+      timeout: seconds.
+
+    Raises:
+      UserError: not all came in time; says which are missing.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return
+    try:
+        client.wait_at_barrier(f"effv2_jax/{name}", timeout * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        names = re.search(r"timed out task names:([\d,\s]+)", str(error))
+        missing = ", ".join(re.findall(r"\d+", names[1])) if names else f"one of {jax.process_count()}"
+        raise UserError(
+            f"process {jax.process_index()} waited {timeout} s at '{name}' for process {missing}: {_one_line(error)}"
+        ) from None
 
 
 def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -> None:

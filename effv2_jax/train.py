@@ -18,7 +18,7 @@ from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Preempted
 from effv2_jax.evaluate import evaluate, weights_of
 from effv2_jax.lock import exclusive
-from effv2_jax.mesh import make_mesh, on_first_process, put_batch
+from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
 from effv2_jax.metrics import METRICS_FILE, make_writers, read_metrics
 from effv2_jax.optimizer import describe_weight_decay
 from effv2_jax.pictures import draw_metrics
@@ -135,6 +135,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
             progress.observe(step, stage, jax.device_get(metrics), kept)
             pending = None
 
+    wait_for_all("the first step")
     for stage in curriculum.stages:
         if step >= stage.end_step:
             continue
