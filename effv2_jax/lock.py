@@ -65,7 +65,9 @@ def _beating(path: epath.Path) -> Iterator[None]:
     def beat() -> None:
         nonlocal beats
         beats += 1
-        path.write_text(json.dumps(owner | {"beats": beats}))
+        fresh = path.with_name(f"{path.name}.{owner['pid']}")  # replaced at once: nobody reads half a file
+        fresh.write_text(json.dumps(owner | {"beats": beats}))
+        fresh.replace(path)
 
     beat()
     time.sleep(HEARTBEAT / 10)
