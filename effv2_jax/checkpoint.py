@@ -42,6 +42,7 @@ class Checkpoints:
             raise UserError("config.checkpoint.keep_last must be at least 1, and keep_best at least 0")
         self.directory = absolute(directory)
         self._saving = -1  # the step that is being written
+        self._open = True
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -133,8 +134,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        """Waits and ends the threads; nothing the second time, nor after a failure, which Orbax may hang upon."""
+        if self._open:
+            self.wait()
+            self._manager.close()
+            self._open = False
 
     def _seal(self) -> None:
         """Called on the first process when all files of a checkpoint are written, before it gets its name."""
@@ -147,6 +151,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # of Python, TensorStore and JAX
+            self._open = False
             sound = [path.name for path in _steps(self.directory) if not find_damage(path)]
             raise UserError(
                 f"a checkpoint cannot be written to {self.directory}: {_reason(error)}; "

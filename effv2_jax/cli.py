@@ -5,13 +5,17 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from effv2_jax.config import UNITS, flat_lines, to_dict
 from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, Preempted, UserError
 
+PARTING = 20.0  # seconds that a process which leaves waits for the others
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
 
 
@@ -24,20 +28,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_MISTAKE)
     except Preempted as message:
         print(f"effv2: {message}", file=sys.stderr)
-        leave(EXIT_PREEMPTED)
+        sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        print("effv2: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `effv2 models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
-def leave(code: int) -> None:
-    """Ends the process at once, without waiting for what still compiles in the background."""
-    import jax
+def entry() -> None:
+    """The command: `main`, and where that fails an end that waits for no thread.
 
-    if jax.distributed.is_initialized():
-        jax.distributed.shutdown()  # together: a process whose peers vanish takes it for a failure
+    A compilation in the background, or a write to a disk that takes no more, may go on for minutes.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            _leave(int(end.code))
+        raise
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        # Together with the others where they leave too: a process whose peers vanish takes it for a failure.
+        threading.Timer(PARTING, os._exit, (code,)).start()
+        sys.modules["jax"].distributed.shutdown()
     os._exit(code)
 
 

@@ -88,6 +88,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     preemption = stack.enter_context(Preemption())
     use_compilation_cache(config, workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.keep_best)
+    stack.callback(checkpoints.close)  # what was saved before an error gets to the disk
 
     # The input position is the step: batch k is a function of (seed, k). State and position cannot disagree.
     step, best, results, unreported, cause = 0, {}, {}, [], "start"

@@ -1,11 +1,19 @@
-"""Which checkpoints are kept and found, and that half-written ones are not."""
+"""Which checkpoints are kept and found, and that half-written and damaged ones are not."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effv2_jax.checkpoint import Checkpoints
+from effv2_jax.checkpoint import Checkpoints, set_damaged_aside
+from effv2_jax.checksums import CHECKSUMS, find_damage
 from effv2_jax.errors import UserError
 
 ABSTRACT = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
@@ -80,3 +88,181 @@ def test_a_relative_directory_will_do(tmp_path, monkeypatch):
 def test_at_least_one_is_kept(tmp_path, kept):
     with pytest.raises(UserError, match="keep_last must be at least 1"):
         Checkpoints(tmp_path / "x", **kept)
+
+
+def flip_a_byte(path, rng):
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path, rng):
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def remove(path, rng):
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """Checkpoints 3 and 7, with scores."""
+    directory = tmp_path_factory.mktemp("sound")
+    save_all(directory, {3: 0.1, 7: 0.2}, keep_last=2)
+    return directory
+
+
+def restored(directory):
+    checkpoints = Checkpoints(directory, keep_last=2)
+    step = checkpoints.latest()
+    state, record = checkpoints.restore(step, ABSTRACT)
+    checkpoints.close()
+    np.testing.assert_array_equal(state["w"], [record["step"]] * 3)
+    return step
+
+
+@pytest.mark.parametrize("harm", [flip_a_byte, truncate, remove])
+def test_harm_to_any_file_is_named_and_the_checkpoint_before_is_used(two_checkpoints, tmp_path, harm):
+    rng = random.Random(0)
+    files = sorted(path.relative_to(two_checkpoints) for path in (two_checkpoints / "7").rglob("*") if path.is_file())
+    assert len(files) >= 10
+    covered = set((two_checkpoints / "7" / CHECKSUMS).read_text().split()[1::2])
+    for number, file in enumerate(files):
+        directory = tmp_path / str(number)
+        shutil.copytree(two_checkpoints, directory)
+        harm(directory / file, rng)
+        lines = []
+        set_damaged_aside(directory, lines.append)
+        name = str(file.relative_to("7"))
+        if name in covered or name == CHECKSUMS:
+            [line] = lines
+            if name != CHECKSUMS:  # a flipped bit in there may look like a damaged file
+                assert line.startswith(f"checkpoint 7 is damaged: {name} is ")
+            assert line.endswith("it is now 7.damaged") and (directory / "7.damaged").exists()
+            assert restored(directory) == 3
+        else:  # Orbax's notes, without which the checkpoint is whole, or not there
+            assert not lines and restored(directory) in (3, 7)
+
+
+def test_an_older_damaged_checkpoint_is_set_aside_too(two_checkpoints, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    (directory / "3" / "metrics" / "metrics").write_text('{"sc')
+    with pytest.raises(UserError, match="3: metrics/metrics is damaged"):  # a reader changes nothing
+        Checkpoints(directory, read_only=True)
+    set_damaged_aside(directory, lambda line: None)
+    assert restored(directory) == 7 and (directory / "3.damaged").exists()
+
+
+def test_where_all_are_damaged_nothing_starts_from_scratch(two_checkpoints, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    for step in (3, 7):
+        (directory / str(step) / "run" / "metadata").write_text("")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact: checkpoint 3 .* checkpoint 7 is damaged"):
+        set_damaged_aside(directory, lambda line: None)
+    assert steps_in(directory) == [3, 7]
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(two_checkpoints, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    (directory / "7" / "run" / "metadata").write_text("")
+    checkpoints = Checkpoints(directory, read_only=True)
+    assert checkpoints.find("3") == 3
+    with pytest.raises(UserError, match=r"checkpoint 7 .* run/metadata is damaged; other kept steps: \[3\]"):
+        checkpoints.find("latest")
+
+
+def test_checksums_are_those_of_sha256sum(two_checkpoints):
+    if shutil.which("sha256sum") is None:
+        pytest.skip("sha256sum is not installed")
+    run = subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=two_checkpoints / "7")
+    assert run.returncode == 0 and find_damage(two_checkpoints / "7") == []
+
+
+def test_other_arrays_than_asked_for_are_a_sentence(two_checkpoints):
+    checkpoints = Checkpoints(two_checkpoints, read_only=True)
+    other = {"v": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=ABSTRACT["w"].sharding)}
+    with pytest.raises(UserError, match=r"checkpoint 7 in .* is of another network or optimizer"):
+        checkpoints.restore(7, other)
+
+
+SAVE_FOR_EVER = """
+import itertools, sys
+import jax, jax.numpy as jnp
+from effv2_jax.checkpoint import Checkpoints
+checkpoints = Checkpoints(sys.argv[1], keep_last=1)
+print("ready", flush=True)
+for step in itertools.count((checkpoints.latest() or 0) + 1):
+    checkpoints.save(step, {"w": jnp.full((3,), step, jnp.float32)}, {"step": step}, None)
+    checkpoints.wait()
+    print(step, flush=True)
+"""
+
+
+def test_a_process_killed_while_it_saves_leaves_the_last_complete_checkpoint(tmp_path):
+    rng = random.Random(0)
+    complete = 0
+    for life in range(4):
+        command = [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(2 + life):
+            complete = int(process.stdout.readline())
+        time.sleep(rng.uniform(0, 0.1))  # a save takes about as long
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        complete = max([complete, *map(int, rest.split())])
+        set_damaged_aside(tmp_path, lambda line: pytest.fail(line))
+        assert restored(tmp_path) in (complete, complete + 1)
+    save_all(tmp_path, {1000: None}, keep_last=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["1000"]  # nothing half-written is left
+
+
+SAVE_TWICE = """
+import os, sys
+import jax, jax.numpy as jnp, numpy as np
+from effv2_jax.checkpoint import Checkpoints
+from effv2_jax.errors import UserError
+checkpoints = Checkpoints(sys.argv[1], keep_last=2)
+values = np.random.default_rng(0).random(int(sys.argv[2]))
+try:
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"w": jnp.asarray(values * step)}, {"step": step}, None)
+        checkpoints.wait()
+        print("saved", step, flush=True)
+        if step == 2 and len(sys.argv) > 3:
+            import subprocess
+            subprocess.run(["mount", "-o", "remount,ro", sys.argv[3]], check=True)
+except UserError as error:
+    print(error, flush=True)
+    os._exit(2)  # as the command line does: Orbax' threads may wait for minutes
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB in memory."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", tmp_path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_disk_that_takes_no_more_is_a_sentence_and_costs_nothing_older(small_disk, trouble):
+    # Incompressible: two fit on the disk, a third does not.
+    size, *remount = ["400000"] if trouble == "full" else ["1000", str(small_disk)]
+    command = [sys.executable, "-c", SAVE_TWICE, str(small_disk / "checkpoints"), size, *remount]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = run.stdout.splitlines()
+    assert lines[:2] == ["saved 1", "saved 2"], run.stderr
+    assert lines[2].startswith(f"a checkpoint cannot be written to {small_disk}/checkpoints: ")
+    assert {"full": "No space left on device", "read-only": "Read-only file system"}[trouble] in lines[2]
+    assert "intact there: 1, 2." in lines[2]
+    for step in (1, 2):
+        assert find_damage(small_disk / "checkpoints" / str(step)) == []
