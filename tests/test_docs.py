@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+from pictures_folder import write_photos
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,16 +37,6 @@ def commands() -> list[str]:
     return found
 
 
-def photos(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("validation", 6)):
-        for name in ("tulip", "rose"):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                path = folder / split / name / f"{number}.jpg"
-                cv2.imwrite(str(path), rng.integers(0, 256, (40, 50, 3), np.uint8))
-
-
 def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=600)
 
@@ -67,7 +56,7 @@ def test_every_command_is_of_a_known_kind():
 def test_the_effv2_commands_run(tmp_path):
     """In the order of the pages: later commands use what earlier ones made."""
     os.symlink(ROOT / "configs", tmp_path / "configs")
-    photos(tmp_path / "PHOTOS")
+    write_photos(tmp_path / "PHOTOS")
     effv2 = str(Path(sys.executable).with_name("effv2"))
     # What `make demo` leaves behind.
     made = run([effv2, "train", "--config=configs/digits.py", "--workdir=runs/demo", *SMALL], tmp_path)

@@ -1,18 +1,18 @@
 """Whole runs on the digits: stages, compilations, checkpoints, divergence, resume, and what is left on disk."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from compilations import CompileCounter
 from tiny import tiny_config, to_host
 
 from effv2_jax import train as train_lib
 from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.compile import Compiler
+from effv2_jax.compile import CACHE, Compiler
 from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
@@ -22,33 +22,6 @@ from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.pictures import PICTURE_FILE
 from effv2_jax.progress import Progress
 from effv2_jax.train import train
-
-
-class CompileCounter(logging.Handler):
-    """Counts what XLA is asked to compile, from JAX's own log."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-
-    def emit(self, record):
-        message = record.getMessage()
-        if message.startswith("Compiling"):
-            self.names.append(message.split()[1])
-
-    def __enter__(self):
-        logger = logging.getLogger("jax._src.interpreters.pxla")
-        self.level, self.propagate = logger.level, logger.propagate
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-        logger.addHandler(self)
-        return self
-
-    def __exit__(self, *_):
-        logger = logging.getLogger("jax._src.interpreters.pxla")
-        logger.removeHandler(self)
-        logger.setLevel(self.level)
-        logger.propagate = self.propagate
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +35,7 @@ def run(tmp_path_factory):
     with CompileCounter() as compilations:
         results = train(tiny_config(), workdir)
     patch.undo()
-    return workdir, results, compilations.names, lines
+    return workdir, results, compilations, lines
 
 
 def restore(workdir: Path, config, step=None):
@@ -75,12 +48,60 @@ def restore(workdir: Path, config, step=None):
 
 
 def test_each_stage_compiles_once(run):
-    _, _, names, _ = run
+    _, _, compilations, _ = run
+    names = compilations.names
     # Sizes 16, 16, 32, 32 with four regularisations; two evaluations share one step.
     assert names.count("jit(train_step)") == 4
     assert names.count("jit(evaluation_step)") == 1
     assert sorted(set(names)) == ["jit(_initial_state)", "jit(evaluation_step)", "jit(train_step)"]
     assert len(names) == 6
+
+
+def test_nothing_compiles_on_the_main_thread_after_the_first_stage(run):
+    _, _, compilations, _ = run
+    by_thread = [(name, thread == "MainThread") for name, thread in compilations.requests]
+    assert by_thread == [
+        ("jit(_initial_state)", True),
+        ("jit(train_step)", True),
+        ("jit(evaluation_step)", False),
+        ("jit(train_step)", False),
+        ("jit(train_step)", False),
+        ("jit(train_step)", False),
+    ]
+
+
+def test_without_the_background_everything_compiles_when_its_turn_comes(tmp_path):
+    with CompileCounter() as compilations:
+        train(tiny_config(compilation__background=False, total_steps=4), tmp_path)
+    assert len(compilations.requests) == 6
+    assert {thread for _, thread in compilations.requests} == {"MainThread"}
+
+
+def test_a_restart_compiles_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    with CompileCounter() as first:
+        train(tiny_config(total_steps=4), tmp_path / "work")
+    assert first.misses == 6
+    shutil.rmtree(tmp_path / "work" / CHECKPOINTS)
+    with CompileCounter() as second:
+        train(tiny_config(total_steps=4), tmp_path / "work")
+    assert (second.hits, second.misses) == (6, 0)
+
+    # What a process leaves that is killed while it writes there is written again.
+    torn, empty, *_ = sorted((tmp_path / "work" / CACHE).glob("*-cache"))
+    torn.write_bytes(torn.read_bytes()[:-100])
+    empty.write_bytes(b"")
+    for misses in (2, 0):
+        shutil.rmtree(tmp_path / "work" / CHECKPOINTS)
+        with CompileCounter() as again:
+            train(tiny_config(total_steps=4, compilation__cache=str(tmp_path / "work" / CACHE)), tmp_path / "work")
+        assert (again.hits, again.misses) == (6 - misses, misses)
+
+
+def test_the_cache_can_be_off(tmp_path):
+    with CompileCounter() as compilations:
+        train(tiny_config(total_steps=4, compilation__cache="off", curriculum__num_stages=1), tmp_path)
+    assert (compilations.hits, compilations.misses) == (0, 0) and len(compilations.requests) == 3
 
 
 def test_stages_that_compile_alike_share_a_step(tmp_path):
@@ -139,41 +160,6 @@ def test_checkpoints_kept_are_the_last_and_the_best(run):
     workdir, _, _, _ = run
     kept = {int(path.name) for path in (workdir / CHECKPOINTS).iterdir() if path.name.isdigit()}
     assert {6, 8} <= kept <= {4, 6, 8}  # 4 where it scored best
-
-
-@pytest.mark.parametrize("stop", [2, 4, 6])
-def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(run, tmp_path, monkeypatch, stop):
-    workdir, _, _, _ = run
-    expected, _ = restore(workdir, tiny_config())
-
-    class Killed(Exception):
-        pass
-
-    save = Checkpoints.save
-
-    def save_and_die(self, step, *args, **kwargs):
-        save(self, step, *args, **kwargs)
-        if step == stop:
-            self.wait()
-            raise Killed
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    with pytest.raises(Killed):
-        train(tiny_config(), tmp_path)
-    monkeypatch.undo()
-    if stop == 6:  # the finished run wrote this one while it trained on, over buffers that it had donated
-        written_in_passing, written_at_rest = restore(workdir, tiny_config(), 6), restore(tmp_path, tiny_config())
-        jax.tree.map(np.testing.assert_array_equal, written_in_passing[0], written_at_rest[0])
-    train(tiny_config(), tmp_path)
-    again, record = restore(tmp_path, tiny_config())
-    jax.tree.map(np.testing.assert_array_equal, again, expected)
-    assert record["step"] == 8
-    assert any(
-        not np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(again.params), jax.tree.leaves(again.ema["params"]), strict=True)
-    )
-    steps = [r["step"] for r in read_metrics(tmp_path / METRICS_FILE) if "train/loss" in r]
-    assert steps == list(range(1, 9))  # none twice
 
 
 def test_a_loss_that_is_not_finite_stops_without_touching_the_last_checkpoint(tmp_path):
