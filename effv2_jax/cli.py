@@ -1,15 +1,18 @@
 """`effv2 VERB`: the command line. Verbs import what they need when they run."""
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from effv2_jax.config import UNITS, flat_lines, to_dict
@@ -113,6 +116,11 @@ def make_parser() -> argparse.ArgumentParser:
     stages = verb("stages", call_stages, "print the stages of a config's curriculum", config=True)
     stages.add_argument("--json", action="store_true", help="print JSON")
     stages.add_argument("--picture", default="", metavar="FILE", help="draw them, as .svg or .png")
+
+    bench = verb("bench", call_bench, "measure: the stalls between stages", config=True)
+    bench.add_argument("what", choices=["stages"], help="stages: cold start and the stall at each boundary")
+    bench.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
+    bench.add_argument("--json", action="store_true", help="print JSON")
 
     models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
     models.add_argument("--json", action="store_true", help="print JSON")
@@ -227,6 +235,19 @@ def call_stages(args: argparse.Namespace) -> None:
         print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
     else:
         print(tables.to_text(tables.stages_table(curriculum, args.config, num_examples)), end="")
+
+
+def call_bench(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.bench import stages
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as stack:
+        workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
+        results = stages.measure(args.config, Path(workdir), log)
+    print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
 
 
 def call_models(args: argparse.Namespace) -> None:

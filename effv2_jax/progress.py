@@ -148,7 +148,7 @@ class Progress:
             f"ETA {clock(eta)}"
         )
         extra = {"images_per_second_per_device": per_device, "input_wait_share": share, "image_size": stage.image_size}
-        host = {"host/memory_mib": psutil.Process().memory_info().rss / 2**20}
+        host = {"host/memory_mib": psutil.Process().memory_info().rss / 2**20, "host/devices": jax.device_count()}
         return {f"train/{name}": value for name, value in (means | extra).items()} | self._stopwatch.scalars() | host
 
     def _pixels_to_go(self, step: int) -> float:
