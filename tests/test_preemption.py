@@ -1,0 +1,119 @@
+"""SIGTERM: save, leave with 75, and go on; one process and two. And processes that wait for others that do not come."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_processes import command, free_port, start
+
+from effv2_jax.checkpoint import CHECKPOINTS
+from effv2_jax.errors import EXIT_PREEMPTED
+
+LONG = ["--config.total_steps=100000", "--config.evaluate_steps=100000", "--config.checkpoint_steps=100000"]
+
+
+def wait_for(process: subprocess.Popen, words: str) -> None:
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def newest(workdir: Path) -> int:
+    return max(int(path.name) for path in (workdir / CHECKPOINTS).iterdir())
+
+
+def test_asked_to_leave_it_saves_and_another_run_is_refused_meanwhile(tmp_path):
+    process = start(command(tmp_path, *LONG), devices=1)
+    wait_for(process, "step 3/")
+    second = start(command(tmp_path, *LONG), devices=1)
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert re.search(rf"is the workdir of process {process.pid} on \S+ .*another --workdir", err), err
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == EXIT_PREEMPTED, err
+    step = newest(tmp_path)
+    assert step >= 3 and f"saved step {step} of 100000; the same command goes on" in err
+    again = start(command(tmp_path, *LONG), devices=1)
+    wait_for(again, f"going on from step {step} of 100000")
+    wait_for(again, f"step {step + 1}/")
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_step_when_one_is_asked(tmp_path):
+    peers = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    two = [start(command(tmp_path, *LONG, *peers, f"--process_id={i}"), devices=2) for i in range(2)]
+    wait_for(two[0], "step 3/")
+    two[1].send_signal(signal.SIGTERM)
+    for process in two:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == EXIT_PREEMPTED, err
+        assert f"saved step {newest(tmp_path)} of" in err
+
+
+@pytest.mark.parametrize(("present", "missing"), [(0, "process 1"), (1, "process 0: its coordinator at localhost:")])
+def test_a_process_that_does_not_come_is_named_with_advice(tmp_path, present, missing):
+    peers = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--timeout=4", f"--process_id={present}"]
+    process = start(command(tmp_path / "work", *peers), devices=1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"effv2: error: waited 4 s for {missing}" in err and "jax issue 35905" in err
+    assert not (tmp_path / "work").exists()
+
+
+MEET = """
+import json, sys, time
+from effv2_jax.cli import _leave
+from effv2_jax.errors import UserError
+from effv2_jax.mesh import initialize_processes, on_first_process, wait_for_all
+
+process = int(sys.argv[2])
+initialize_processes(sys.argv[1], 2, process)
+
+def told(call, *args):
+    try:
+        call(*args)
+        return ""
+    except UserError as error:
+        return str(error)
+
+def refuse():
+    raise UserError("no such thing")
+
+report = [
+    told(wait_for_all, "the beginning", 60),
+    told(on_first_process, "work", lambda: None, 60),
+    told(on_first_process, "mistake", refuse, 60),
+]
+if process == 0:
+    report.append(told(wait_for_all, "a barrier", 2))
+    report.append(told(on_first_process, "nap", lambda: time.sleep(6), 60))
+else:
+    time.sleep(4)
+    report.append(told(wait_for_all, "a barrier", 2))
+    report.append(told(on_first_process, "nap", lambda: None, 1))
+wait_for_all("the end", 60)
+print(json.dumps(report), flush=True)
+_leave(0)
+"""
+
+
+def test_barriers_name_the_process_that_is_missing():
+    address = f"localhost:{free_port()}"
+    two = [start([sys.executable, "-c", MEET, address, str(process)], devices=1) for process in range(2)]
+    reports = []
+    for process in two:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        reports.append(json.loads(out.splitlines()[-1]))
+    for report in reports:
+        assert report[:3] == ["", "", "no such thing"]
+    assert reports[0][3].startswith("process 0 waited 2 s at 'a barrier' for process 1: ")
+    assert reports[0][4] == "" and reports[1][4].startswith("process 1 waited 1 s for process 0 and 'nap': ")

@@ -1,0 +1,26 @@
+"""Two thousand steps leave nothing behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOAK = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
+
+
+@pytest.mark.slow
+def test_memory_threads_and_processes_do_not_grow(tmp_path):
+    command = [sys.executable, str(SOAK), f"--workdir={tmp_path / 'work'}"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout.splitlines()[-1])
+    memory = report["memory_mib"]
+    assert len(memory) == 6
+    # 1,300 batches of 16 images of 32 px are 64 MB: a leak of one a step would show.
+    assert memory[-1] - memory[1] < 48, memory
+    # Grain's pool that frees shared memory, of one worker, and multiprocessing's resource tracker: once a process.
+    # Each of the 20 evaluations had threads and a process of its own.
+    assert len(report["threads"]) <= 4, report
+    assert len(report["processes"]) <= 1, report
