@@ -7,7 +7,9 @@ after that.
 """
 
 import contextlib
+import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -201,8 +203,22 @@ def _steps(directory: epath.Path) -> list[epath.Path]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that began it."""
+    """The first line of the error that began it, without TensorStore's own settings."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
+    lines = str(error).partition(" [tensorstore_spec=")[0].strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def silence_background_threads() -> None:
+    """Keeps Orbax' and TensorStore's threads from writing tracebacks of errors that reach us as exceptions, too."""
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno != logging.ERROR or "orbax" not in record.pathname
+    )
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # a write that ends after the save was given up
+            report(unraisable)
+
+    sys.unraisablehook = hook

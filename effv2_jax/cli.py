@@ -194,8 +194,10 @@ def call_train(args: argparse.Namespace) -> None:
         from effv2_jax.mesh import initialize_processes
 
         initialize_processes(args.coordinator, args.num_processes, args.process_id, args.timeout)
+    from effv2_jax.checkpoint import silence_background_threads
     from effv2_jax.train import train
 
+    silence_background_threads()
     train(args.config, args.workdir, force=args.force)
 
 

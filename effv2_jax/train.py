@@ -1,6 +1,7 @@
 """The training run, top to bottom."""
 
 import contextlib
+import errno
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum, steps_of
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
-from effv2_jax.errors import Preempted
+from effv2_jax.errors import Preempted, UserError
 from effv2_jax.evaluate import evaluate, weights_of
 from effv2_jax.lock import exclusive
 from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
@@ -38,6 +39,7 @@ from effv2_jax.step import check_batch
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "parameters.txt"
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def describe_parameters(config: ConfigDict, params: Any) -> str:
@@ -62,8 +64,13 @@ def train(config: ConfigDict, workdir: epath.PathLike, force: bool = False) -> R
         all damaged or of another run, or a loss that is not finite.
       Preempted: asked to leave, and saved.
     """
-    with contextlib.ExitStack() as stack:
-        return _train(config, epath.Path(workdir), force, stack)
+    try:
+        with contextlib.ExitStack() as stack:
+            return _train(config, epath.Path(workdir), force, stack)
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        raise UserError(f"a file of the run in '{workdir}' cannot be written: {error}") from error
 
 
 def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextlib.ExitStack) -> Results:
