@@ -10,6 +10,7 @@ too. Exit code 0 means they are.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -22,17 +23,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PREEMPTED = 75
+OFTEN = 20  # steps between two checkpoints
 
 
 def command(workdir: Path, overrides: list[str]) -> list[str]:
     effv2 = Path(sys.executable).with_name("effv2")
-    often = "--config.checkpoint_steps=20"  # so that a life between two kills is not in vain
+    often = f"--config.checkpoint_steps={OFTEN}"  # so that a life between two kills is not in vain
     return [str(effv2), "train", f"--config={ROOT}/configs/digits.py", f"--workdir={workdir}", often, *overrides]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
     with log.open("ab") as file:
         return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+
+
+def newest_logged(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def train_undisturbed(words: list[str], workdir: Path, log: Path) -> tuple[float, float]:
@@ -54,32 +62,39 @@ def newest(workdir: Path) -> int:
     )
 
 
+def wait_for_moment(process: subprocess.Popen, workdir: Path, target: int, delay: float) -> None:
+    """Returns `delay` seconds after a file of the run has told of step `target`, or when the run has ended."""
+    while process.poll() is None and max(newest(workdir), newest_logged(workdir)) < target:
+        time.sleep(0.02)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=delay)
+
+
 def train_disturbed(
     words: list[str], workdir: Path, log: Path, kills: int, steps: int, until_first: float, a_step: float, seed: int
 ) -> None:
-    """Runs and kills until the kills are used up, then lets the run end; lives are short enough for all kills."""
+    """Runs and kills as often as asked, then lets the run end.
+
+    Three of four kills come while it trains, spread over all steps; the others at some moment of a start.
+    """
     rng = random.Random(seed)
-    done = 0
-    while True:
+    targets = sorted(rng.randrange(int(0.95 * steps)) for _ in range(kills - kills // 4))
+    starts = set(rng.sample(range(kills), kills // 4))
+    for kill in range(kills):
         process = start(words, log)
-        if done < kills:
-            left = (steps - newest(workdir)) / (kills - done)
-            moment = rng.uniform(0, until_first + 2 * left * a_step)
-            name = rng.choice([signal.SIGKILL, signal.SIGTERM])
-            try:
-                process.wait(timeout=moment)
-            except subprocess.TimeoutExpired:
-                process.send_signal(name)
+        if kill in starts:
+            wait_for_moment(process, workdir, 0, rng.uniform(0, until_first))
+        else:
+            wait_for_moment(process, workdir, targets.pop(0), rng.uniform(0, OFTEN * a_step))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
         code = process.wait()
-        if code == 0 and done < kills:
-            sys.exit(f"chaos: the run ended after {done} of {kills} kills; give it more steps (--config.total_steps)")
-        if code == 0:
-            return
         if code not in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
-            sys.exit(f"chaos: the run failed by itself with exit code {code}; see {log}")
-        done += 1
+            sys.exit(f"chaos: the run ended by itself with exit code {code}; see {log}")
         how = "left after saving" if code == PREEMPTED else f"died of {signal.Signals(-code).name}"
-        print(f"kill {done:2}: {how:<22} after {moment:5.1f} s, newest checkpoint {newest(workdir)}", flush=True)
+        when = "in a start" if kill in starts else "in training"
+        print(f"kill {kill + 1:2} {when:<11}: {how:<17}, newest checkpoint {newest(workdir)}", flush=True)
+    if code := start(words, log).wait():
+        sys.exit(f"chaos: the run failed with exit code {code}; see {log}")
 
 
 def arrays_of(workdir: Path) -> tuple[int, dict]:
