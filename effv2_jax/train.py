@@ -159,7 +159,8 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
                 if switching:
                     spent, switching = stopwatch.since(before), False
                     waits = {f"stage/{cause}_wait_seconds": spent[cause] for cause in ("compile", "input")}
-                    writers.write_scalars(step, {"stage/number": stage.index + 1} | waits)
+                    which = {"stage/number": stage.index + 1, "stage/image_size": stage.image_size}
+                    writers.write_scalars(step, which | waits)
                 broken[0].update(batch)
                 arrays = put_batch({name: batch[name] for name in ("image", "label")}, mesh)
                 state, metrics = train_step(state, arrays)

@@ -42,8 +42,9 @@ def test_asked_to_leave_it_saves_and_another_run_is_refused_meanwhile(tmp_path):
     again = start(command(tmp_path, *LONG), devices=1)
     wait_for(again, f"going on from step {step} of 100000")
     wait_for(again, f"step {step + 1}/")
-    again.kill()
-    again.communicate()
+    again.send_signal(signal.SIGINT)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 130 and "goes on from the last checkpoint" in err and "Traceback" not in err
 
 
 @pytest.mark.slow

@@ -57,10 +57,9 @@ def summarize(records: list[dict[str, Any]], config: ConfigDict) -> dict[str, An
     for record in records:
         if "stage/number" in record:
             waits = {cause: record[f"stage/{cause}_wait_seconds"] for cause in ("compile", "input")}
-            stages.append(waits | {"image_size": None})
+            stages.append(waits | {"image_size": int(record["stage/image_size"])})
             seconds.append([])
-        if "train/image_size" in record:  # a report may reach back over a boundary; the median does not mind one
-            stages[-1]["image_size"] = int(record["train/image_size"])
+        if "train/loss" in record:  # a report may reach back over a boundary; the median does not mind one
             devices = record["host/devices"]
             seconds[-1].append(config.global_batch_size / (record["train/images_per_second_per_device"] * devices))
     for stage, each in zip(stages, seconds, strict=True):
