@@ -48,6 +48,12 @@ def describe_parameters(config: ConfigDict, params: Any) -> str:
     return "\n".join([parameter_overview.get_parameter_overview(params), *lines]) + "\n"
 
 
+def cadences(config: ConfigDict, num_examples: int, total_steps: int) -> dict[str, int]:
+    """Steps between two logs, evaluations and checkpoints."""
+    run = {"batch_size": config.global_batch_size, "num_examples": num_examples, "total_steps": total_steps}
+    return {name: max(1, round(steps_of(config, name, **run))) for name in ("log", "evaluate", "checkpoint")}
+
+
 def train(config: ConfigDict, workdir: epath.PathLike, force: bool = False) -> Results:
     """Trains as `config` says, from the newest intact checkpoint in `workdir` or from scratch.
 
@@ -85,6 +91,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     mesh = make_mesh()
     check_input(config, jax.process_count())
     check_batch(config, curriculum, mesh.size)
+    cadences(config, num_examples, curriculum.total_steps)
     compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
 
     def take_workdir() -> None:
@@ -116,8 +123,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     else:
         state = compiler.initial_state()
     total_steps = curriculum.total_steps
-    lengths = {"batch_size": config.global_batch_size, "num_examples": num_examples, "total_steps": total_steps}
-    every = {name: max(1, round(steps_of(config, name, **lengths))) for name in ("log", "evaluate", "checkpoint")}
+    every = cadences(config, num_examples, total_steps)
     describe_run(config, curriculum, mesh, sources, state.params)
     if first_process:
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=1))

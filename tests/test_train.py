@@ -201,6 +201,8 @@ def test_metrics_are_read_after_the_next_step_is_dispatched(tmp_path, monkeypatc
 def test_a_mistake_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="global_batch_size=18 does not fit"):
         train(tiny_config(global_batch_size=18), tmp_path / "work")
+    with pytest.raises(UserError, match=r"config\.log_steps is -1"):
+        train(tiny_config(log_steps=-1), tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
 
