@@ -171,24 +171,29 @@ class SqueezeExcite(nn.Module):
         return x_BxHxWxC * gate
 
 
+def branch_factors(key: Array, survival_N: Array, batch: int) -> Array:
+    """Stochastic depth of N blocks, float32 [N, batch]: 0 with probability 1 - survival, else 1 / survival."""
+    survival_Nx1 = survival_N[:, None]
+    return jax.random.bernoulli(key, survival_Nx1, (len(survival_N), batch)) / survival_Nx1
+
+
 class Residual(nn.Module):
     """One MBConv or Fused-MBConv block with its residual connection and stochastic depth.
 
     MBConv: [1x1 expand, BN, silu], depthwise, BN, silu, squeeze-excite, 1x1 project, BN. Fused: k x k expand, BN, silu,
     [squeeze-excite], 1x1 project, BN; with expand_ratio 1 a single k x k convolution, BN, silu. The expansion of an
     MBConv with ratio 1 is left out. Squeeze-excite's width is a share of the block's input filters, not of the
-    expanded ones.
+    expanded ones. Where `factors_B` is given (see `branch_factors`) it multiplies each example's residual branch.
     """
 
     block: Block
-    survival_probability: float = 1.0
     group_size: int = 0
     epsilon: float = 1e-3
     dtype: Dtype = jnp.float32
     lowering: str = "native"
 
     @nn.compact
-    def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+    def __call__(self, x_BxHxWxC: Array, train: bool, factors_B: Array | None = None) -> Array:
         block = self.block
 
         def conv_bn(name: str, x: Array, features: int, act: bool = True, **kwargs: Any) -> Array:
@@ -210,14 +215,8 @@ class Residual(nn.Module):
             x = conv_bn("project", x, block.output_filters, **spatial)
         else:
             x = conv_bn("project", x, block.output_filters, act=False)
-        if block.has_residual:
-            x = x_BxHxWxC + self.stochastic_depth(x, train)
-        return x
-
-    def stochastic_depth(self, x_BxHxWxC: Array, train: bool) -> Array:
-        """Drops the whole branch of an example with probability 1 - survival, and rescales the others."""
-        survival = self.survival_probability
-        if not train or survival == 1.0:
-            return x_BxHxWxC
-        keep_B = jax.random.bernoulli(self.make_rng("dropout"), survival, x_BxHxWxC.shape[:1])
-        return x_BxHxWxC * (keep_B / survival).astype(x_BxHxWxC.dtype)[:, None, None, None]
+        if not block.has_residual:
+            return x
+        if factors_B is not None:
+            x = x * factors_B.astype(x.dtype)[:, None, None, None]
+        return x_BxHxWxC + x

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from effv2_jax.architecture import Architecture
-from effv2_jax.layers import BatchNorm, Conv, Residual
+from effv2_jax.layers import BatchNorm, Conv, Residual, branch_factors
 
 Array = jax.Array
 
@@ -67,19 +67,21 @@ class EfficientNet(nn.Module):
         x = conv(self.architecture.stem_filters, kernel_size=3, stride=2, name="stem_conv")(x_BxHxWxC)
         x = nn.silu(norm(name="stem_bn")(x, train))
         self.endpoint("stem", x)
+        factors_NxB = None
+        if train and self.survival_probability < 1:
+            # Linear in the index over all blocks, those without a residual included.
+            survival_N = 1 - (1 - self.survival_probability) * jnp.arange(len(blocks)) / len(blocks)
+            factors_NxB = branch_factors(self.make_rng("dropout"), survival_N, len(x))
         reduction = 1
         for index, block in enumerate(blocks):
-            # Linear in the index over all blocks, those without a residual included.
-            survival = 1 - (1 - self.survival_probability) * index / len(blocks)
             x = residual(
                 block,
-                survival,
                 self.batch_norm_group_size,
                 self.batch_norm_epsilon,
                 self.dtype,
                 self.lowering,
                 name=f"block_{index}",
-            )(x, train)
+            )(x, train, None if factors_NxB is None else factors_NxB[index])
             if index + 1 == len(blocks) or blocks[index + 1].stride > 1:
                 self.endpoint(f"reduction_{reduction}", x)
                 reduction += 1

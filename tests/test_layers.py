@@ -115,16 +115,21 @@ def test_batch_norm_group_must_divide_the_batch():
 
 def test_stochastic_depth_drops_whole_examples_and_rescales():
     block = Block("mbconv", 3, 1, 4, 8, 8, 0.25)
-    module = layers.Residual(block, survival_probability=0.75)
+    module = layers.Residual(block)
     x = jnp.asarray(normal(0, 400, 2, 2, 8))
     variables = module.init(jax.random.key(0), x, train=False)
     kwargs = {"train": True, "mutable": ["group_stats"]}
-    y, _ = module.apply(variables, x, rngs={"dropout": jax.random.key(1)}, **kwargs)
-    full, _ = layers.Residual(block).apply(variables, x, **kwargs)
+    [factors] = layers.branch_factors(jax.random.key(1), jnp.array([0.75]), 400)
+    y, _ = module.apply(variables, x, factors_B=factors, **kwargs)
+    full, _ = module.apply(variables, x, **kwargs)
     branch, kept_branch = np.asarray(full - x), np.asarray(y - x)
     dropped = np.abs(kept_branch).max((1, 2, 3)) == 0
     np.testing.assert_allclose(kept_branch[~dropped], branch[~dropped] / 0.75, rtol=1e-3, atol=1e-5)
     assert 0.18 < dropped.mean() < 0.32  # 0.25 +- 3 standard deviations of 400 draws
-    np.testing.assert_array_equal(
-        module.apply(variables, x, train=False), layers.Residual(block).apply(variables, x, train=False)
-    )
+
+
+def test_stochastic_depth_draws_for_each_block_apart():
+    factors = np.array(layers.branch_factors(jax.random.key(1), jnp.array([1.0, 0.5, 0.5]), 400))
+    np.testing.assert_array_equal(factors[0], 1.0)
+    assert set(factors[1:].ravel()) == {0.0, 2.0}
+    assert 0.42 < (factors[1] == factors[2]).mean() < 0.58  # 0.5 +- 3 standard deviations

@@ -8,6 +8,7 @@ import keras
 import keras_peer
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from effv2_jax.architecture import Architecture, Block, count_parameters, count_variables, get_architecture
 from effv2_jax.compile import make_model
@@ -181,18 +182,22 @@ def test_survival_falls_linearly_over_all_blocks():
     architecture = dataclasses.replace(TINY, stem_filters=8, head_filters=16, blocks=blocks)
     assert isinstance(architecture, Architecture)
     model = EfficientNet(architecture, 4, survival_probability=0.2)
+    x = images(0, 64, 8)
+    variables = model.init(jax.random.key(0), x)
     seen = {}
 
     def record(next_method, args, kwargs, context):
         if type(context.module).__name__ == "Residual":
-            seen[context.module.name] = context.module.survival_probability
+            seen[context.module.name] = args[2]
         return next_method(*args, **kwargs)
 
-    import flax.linen as nn
-
     with nn.intercept_methods(record):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    assert seen == pytest.approx({"block_0": 1.0, "block_1": 0.8, "block_2": 0.6, "block_3": 0.4})
+        model.apply(variables, x)
+        assert seen == dict.fromkeys(["block_0", "block_1", "block_2", "block_3"])  # no factors in evaluation
+        model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)}, mutable=["group_stats"])
+    # What is kept is divided by the probability of it: 1, 0.8, 0.6, 0.4.
+    largest = {name: float(factors.max()) for name, factors in seen.items()}
+    assert largest == pytest.approx({"block_0": 1.0, "block_1": 1 / 0.8, "block_2": 1 / 0.6, "block_3": 1 / 0.4})
 
 
 def test_normalizations_by_hand():
