@@ -44,6 +44,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage
         dtype=jnp.dtype(config.dtype),
         remat=bool(stage and stage.remat),
         lowering=lowering,
+        scan_blocks=config.model.scan_blocks,
     )
 
 

@@ -41,6 +41,7 @@ def defaults() -> ConfigDict:
     model.width = 0.0  # width multiplier; 0 is the variant's
     model.depth = 0.0  # depth multiplier; 0 is the variant's
     model.lowering = "auto"  # convolutions: 'native', 'decomposed' (fast on XLA's CPU), 'auto' chooses by platform
+    model.scan_blocks = False  # consecutive identical blocks as one loop: a smaller program, slow on XLA's CPU
 
     config.batch_norm = batch_norm = ConfigDict()
     batch_norm.group_size = 0  # examples that share statistics, on any number of devices; 0 is the global batch

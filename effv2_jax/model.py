@@ -6,13 +6,15 @@ logits_BxK = model.apply(variables, normalize(images_uint8, "imagenet"))
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from effv2_jax.architecture import Architecture
+from effv2_jax.architecture import Architecture, Block
 from effv2_jax.layers import BatchNorm, Conv, Residual, branch_factors
 
 Array = jax.Array
@@ -38,6 +40,15 @@ def initial_classifier(key: Array, shape: tuple[int, int], dtype: Any = jnp.floa
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
+def identical_runs(blocks: Sequence[Block]) -> list[range]:
+    """The indices of all blocks in order, one range for each run of consecutive equal blocks with a residual."""
+    runs, end = [], 0
+    for block, run in itertools.groupby(blocks):
+        start, end = end, end + len(list(run))
+        runs += [range(start, end)] if block.has_residual else [range(i, i + 1) for i in range(start, end)]
+    return runs
+
+
 class EfficientNet(nn.Module):
     """The network of an `Architecture`: normalised images [B, H, W, 3] -> float32 logits [B, num_classes].
 
@@ -45,6 +56,9 @@ class EfficientNet(nn.Module):
     'dropout' and gives 'group_stats' (see `layers.BatchNorm`). Where 'endpoints' is mutable it receives `stem`,
     `reduction_1` to `_5` (the last output of each resolution), `head` [B, H/32, W/32, head_filters] and `pooled` [B,
     head_filters].
+
+    `scan_blocks` runs consecutive identical blocks as one loop: a smaller program that computes the same from the same
+    variables.
     """
 
     architecture: Architecture
@@ -56,13 +70,21 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     lowering: str = "native"
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool = False) -> Array:
         blocks = self.architecture.blocks
         conv = functools.partial(Conv, dtype=self.dtype, lowering=self.lowering)
         norm = functools.partial(BatchNorm, self.batch_norm_group_size, self.batch_norm_epsilon, self.dtype)
-        residual = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual
+        residual = functools.partial(
+            nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual,
+            group_size=self.batch_norm_group_size,
+            epsilon=self.batch_norm_epsilon,
+            dtype=self.dtype,
+            lowering=self.lowering,
+        )
+        scan = self.scan_blocks and not self.is_initializing()  # the loop needs the blocks' variables
 
         x = conv(self.architecture.stem_filters, kernel_size=3, stride=2, name="stem_conv")(x_BxHxWxC)
         x = nn.silu(norm(name="stem_bn")(x, train))
@@ -73,16 +95,15 @@ class EfficientNet(nn.Module):
             survival_N = 1 - (1 - self.survival_probability) * jnp.arange(len(blocks)) / len(blocks)
             factors_NxB = branch_factors(self.make_rng("dropout"), survival_N, len(x))
         reduction = 1
-        for index, block in enumerate(blocks):
-            x = residual(
-                block,
-                self.batch_norm_group_size,
-                self.batch_norm_epsilon,
-                self.dtype,
-                self.lowering,
-                name=f"block_{index}",
-            )(x, train, None if factors_NxB is None else factors_NxB[index])
-            if index + 1 == len(blocks) or blocks[index + 1].stride > 1:
+        for run in identical_runs(blocks) if scan else [range(i, i + 1) for i in range(len(blocks))]:
+            block, factors_RxB = blocks[run.start], None if factors_NxB is None else factors_NxB[run.start : run.stop]
+            if len(run) > 1:
+                x = self.scanned(residual(block, parent=None), run, x, train, factors_RxB)
+            else:
+                factors_B = None if factors_RxB is None else factors_RxB[0]
+                x = residual(block, name=f"block_{run.start}")(x, train, factors_B)
+            # A run has one resolution, so that none of these lies inside it.
+            if run.stop == len(blocks) or blocks[run.stop].stride > 1:
                 self.endpoint(f"reduction_{reduction}", x)
                 reduction += 1
         x = conv(self.architecture.head_filters, name="head_conv")(x)
@@ -94,6 +115,25 @@ class EfficientNet(nn.Module):
             return pooled
         dropped = nn.Dropout(self.dropout_rate)(pooled, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=initial_classifier, name="classifier")(dropped)
+
+    def scanned(self, residual: Residual, run: range, x: Array, train: bool, factors_RxB: Array | None) -> Array:
+        """The blocks of a run as one `lax.scan` of `residual` over their stacked variables, which stay `block_i`."""
+        names = [f"block_{index}" for index in run]
+        stacked = {
+            kind: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.get_variable(kind, name) for name in names))
+            for kind in ("params", "batch_stats")
+        }
+        mutable = ["group_stats"] if self.is_mutable_collection("group_stats") else []
+
+        def step(x: Array, inputs: tuple[Any, Array | None]) -> tuple[Array, Any]:
+            variables, factors_B = inputs
+            return residual.apply(variables, x, train, factors_B, mutable=mutable)
+
+        x, updates = jax.lax.scan(step, x, (stacked, factors_RxB))
+        for kind, values in updates.items():
+            for index, name in enumerate(names):
+                self.put_variable(kind, name, jax.tree.map(lambda leaf, index=index: leaf[index], values))
+        return x
 
     def endpoint(self, name: str, x: Array) -> None:
         if not self.is_initializing():  # init gives parameters and statistics alone
