@@ -85,16 +85,20 @@ class Compiler:
 
     def initial_state(self) -> TrainState:
         """A fresh state on the mesh."""
-        return self._compiled("initial state", "initial state", self._initial_state, ())()
+        return self._compiled("initial state", "initial state", lambda: self._lower(self._initial_state, ()))()
 
     def train_step(self, stage: Stage) -> jax.stages.Compiled:
         """The training step of a stage, (state, batch) -> (state, metrics); the state is donated."""
         # What happens on the host, or tells only when the stage runs, makes no other executable.
         key = dataclasses.replace(stage, index=0, start_step=0, end_step=0, randaugment_magnitude=0.0)
+        name = f"training step of stage {stage.index + 1}, {stage.image_size} px"
+        return self._compiled(key, name, lambda: self.lower_train_step(stage))
+
+    def lower_train_step(self, stage: Stage) -> jax.stages.Lowered:
+        """The training step of a stage as a program that is not compiled yet."""
         step = step_lib.make_train_step(self._config, stage, self._model(stage), self._optimizer, self._schedule)
         batch = mesh_lib.abstract_batch(self._config.global_batch_size, stage.image_size, self._mesh)
-        name = f"training step of stage {stage.index + 1}, {stage.image_size} px"
-        return self._compiled(key, name, step, (self.abstract_state, batch), donate_argnums=0)
+        return self._lower(step, (self.abstract_state, batch), donate_argnums=0)
 
     def evaluation_step(self) -> jax.stages.Compiled:
         """The evaluation step, (variables, batch) -> sums."""
@@ -104,18 +108,20 @@ class Compiler:
         )
         batch = mesh_lib.abstract_batch(config.batch_size, config.image_size, self._mesh, mask="bool")
         step = step_lib.make_evaluation_step(self._config, self._model())
-        return self._compiled("evaluation", f"evaluation, {config.image_size} px", step, (variables, batch))
+        return self._compiled(
+            "evaluation", f"evaluation, {config.image_size} px", lambda: self._lower(step, (variables, batch))
+        )
 
     def _initial_state(self) -> TrainState:
         return step_lib.initial_state(self._model(), self._optimizer, self._config)
 
-    def _compiled(
-        self, key: Any, name: str, function: Callable, arguments: tuple, **jit_options: Any
-    ) -> jax.stages.Compiled:
+    def _lower(self, function: Callable, arguments: tuple, **jit_options: Any) -> jax.stages.Lowered:
+        return jax.jit(function, out_shardings=mesh_lib.replicated(self._mesh), **jit_options).lower(*arguments)
+
+    def _compiled(self, key: Any, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
         if key not in self._executables:
             start = time.perf_counter()
-            jitted = jax.jit(function, out_shardings=mesh_lib.replicated(self._mesh), **jit_options)
-            self._executables[key] = jitted.lower(*arguments).compile()
+            self._executables[key] = lower().compile()
             self._log(f"compiled {name} in {time.perf_counter() - start:.1f} s")
         return self._executables[key]
 

@@ -20,8 +20,8 @@ from effv2_jax.architecture import count_macs, count_parameters, count_variables
 from effv2_jax.curriculum import Curriculum, relative_cost
 
 
-def _table(*headers: str) -> Table:
-    """An empty table: first column left, the others right, nothing shortened."""
+def empty_table(*headers: str) -> Table:
+    """A table without rows: first column left, the others right, nothing shortened."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate(headers):
         table.add_column(Text(header), justify="right" if number else "left", vertical="bottom", no_wrap=True)
@@ -71,7 +71,7 @@ def models_table(names: Sequence[str], num_classes: int = 1000) -> RenderableTyp
       UserError: an unknown name.
     """
     headers = ("blocks", "train\nsize", "eval\nsize", "GMACs\ntrain", "GMACs\neval", "published\ntop-1")
-    table = _table("model", "params\n(M)", *headers)
+    table = empty_table("model", "params\n(M)", *headers)
     marks: dict[str, str] = {}
     for row in models_json(names, num_classes):
         source = row["published_source"]
@@ -135,7 +135,7 @@ def stages_table(curriculum: Curriculum, config: ConfigDict, num_examples: int) 
     run = stages_json(curriculum, config, num_examples)
     remat = any(stage["remat"] for stage in run["stages"])
     headers = ("from\nstep", "to", "steps", "epochs", "size", "Rand\nAug", "mixup", "cut\nmix", "drop\nout")
-    table = _table("stage", *headers, "survi\nval", "images\na step", "cost", *["remat"] * remat)
+    table = empty_table("stage", *headers, "survi\nval", "images\na step", "cost", *["remat"] * remat)
     for stage in run["stages"]:
         parts = stage["accumulation_steps"]
         table.add_row(

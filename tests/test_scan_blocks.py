@@ -10,8 +10,10 @@ from test_step import relative_difference, steps
 from tiny import tiny_config
 
 from effv2_jax.architecture import Block, get_architecture
+from effv2_jax.bench import blocks
 from effv2_jax.compile import make_model
 from effv2_jax.model import EfficientNet, identical_runs
+from effv2_jax.tables import to_text
 
 # Runs of 3 (from block 0 on), 4 (fused) and 4 (MBConv with squeeze-excite) identical blocks, and three alone.
 TABLE = ("r3_k3_s1_e1_i8_o8_c1", "r5_k3_s2_e2_i8_o16_c1", "r5_k3_s2_e2_i16_o24_se0.25", "r1_k3_s1_e2_i24_o32_se0.25")
@@ -115,3 +117,16 @@ def test_a_config_s_step_is_equal():
     _, scanned, metrics = steps(tiny_config(model__scan_blocks=True, **changes))
     assert jnp.isfinite(metrics["loss"])
     assert relative_difference(scanned, unrolled) < 1e-4
+
+
+def test_the_benchmark_measures_both_programs(monkeypatch):
+    def tiny(variant, image_size, batch_size, scan_blocks):
+        return tiny_config(model__blocks=TABLE, model__scan_blocks=scan_blocks, curriculum__num_stages=1)
+
+    monkeypatch.setattr(blocks, "benchmark_config", tiny)
+    result = blocks.measure("tiny", 32, 16, compiles=1, steps=1)
+    for name in blocks.MEASURES:
+        assert result["unrolled"][name] > 0
+        assert result["ratio"][name] == pytest.approx(result["scanned"][name] / result["unrolled"][name])
+    lines = to_text(blocks.blocks_table([result], "a note")).splitlines()
+    assert [line.split()[0] for line in lines[-5:]] == ["tiny", "scanned", "ratio", "a", "Ratio:"]
