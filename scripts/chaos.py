@@ -82,17 +82,16 @@ def train_disturbed(
     starts = set(rng.sample(range(kills), kills // 4))
     for kill in range(kills):
         process = start(words, log)
-        if kill in starts:
-            wait_for_moment(process, workdir, 0, rng.uniform(0, until_first))
-        else:
-            wait_for_moment(process, workdir, targets.pop(0), rng.uniform(0, OFTEN * a_step))
+        target = 0 if kill in starts else targets.pop(0)
+        delay = rng.uniform(0, until_first if kill in starts else OFTEN * a_step)
+        wait_for_moment(process, workdir, target, delay)
         process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
         code = process.wait()
         if code not in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
             sys.exit(f"chaos: the run ended by itself with exit code {code}; see {log}")
         how = "left after saving" if code == PREEMPTED else f"died of {signal.Signals(-code).name}"
-        when = "in a start" if kill in starts else "in training"
-        print(f"kill {kill + 1:2} {when:<11}: {how:<17}, newest checkpoint {newest(workdir)}", flush=True)
+        when = f"{delay:4.1f} s after {'its start' if kill in starts else f'step {target}'}"
+        print(f"kill {kill + 1:2}, {when:<21}: {how:<17}, newest checkpoint {newest(workdir)}", flush=True)
     if code := start(words, log).wait():
         sys.exit(f"chaos: the run failed with exit code {code}; see {log}")
 

@@ -18,7 +18,7 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(tmp_path):
     words = [sys.executable, str(ROOT / "scripts" / "chaos.py"), f"--workdir={tmp_path / 'work'}", "--kills=4", *shown]
     run = subprocess.run(words, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, (run.stdout, run.stderr)
-    assert len(re.findall(r"^kill +\d in .*: (died of SIG\w+|left after saving)", run.stdout, re.MULTILINE)) == 4
+    assert len(re.findall(r"^kill +\d, .*: (died of SIG\w+|left after saving)", run.stdout, re.MULTILINE)) == 4
     match = re.search(r"step 1200: (\d+) of (\d+) arrays .* identical\nmetrics of (\d+) records: identical", run.stdout)
     assert match and match[1] == match[2] and int(match[2]) > 50 and int(match[3]) >= 28
 
