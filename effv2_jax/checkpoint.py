@@ -8,7 +8,6 @@ after that.
 
 import contextlib
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,13 +16,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from effv2_jax.checksums import find_damage, write_checksums
-from effv2_jax.errors import UserError
+from effv2_jax.errors import Unavailable, UserError, takes_no_writing
 
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
 TIMEOUT = 1200  # seconds that a process waits for the others to write their parts
 _SCORE, _NOT_EVALUATED = "score", -1.0  # Orbax wants a score with every checkpoint
 # Orbax writes these after the rest is sealed, and needs nothing in them to restore.
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: asking JAX from the thread that finishes a save would set back the count that `Preemption` keeps."""
+        return False
 
 
 class Checkpoints:
@@ -63,11 +68,11 @@ class Checkpoints:
             ),
         )
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "run"))
+            self._manager = _Manager(self.directory, options=options, item_names=("state", "run"))
         except OSError as error:
             raise UserError(f"checkpoints cannot be kept in {self.directory}: {error}") from None
         except ValueError as error:  # the JSON of a score
-            faults = "; ".join(f"{path.name}: {', '.join(find_damage(path))}" for path in _steps(self.directory))
+            faults = "; ".join(f"{path.name}: {', '.join(damage_of(path))}" for path in _steps(self.directory))
             raise UserError(f"the checkpoints in {self.directory} cannot be read ({error}): {faults}") from None
 
     def latest(self) -> int | None:
@@ -78,7 +83,7 @@ class Checkpoints:
         """The step of the highest score among those kept; None where none has a score."""
         scores = {step: self._manager.metrics(step)[_SCORE] for step in self._manager.all_steps()}
         scored = [step for step, score in scores.items() if score != _NOT_EVALUATED]
-        return max(scored, key=lambda step: scores[step], default=None)
+        return max(scored, key=lambda step: (scores[step], step), default=None)  # the newest of equals, as Orbax keeps
 
     def find(self, which: str) -> int:
         """The step that 'latest', 'best' or a number names.
@@ -90,7 +95,7 @@ class Checkpoints:
         named = {"latest": self.latest(), "best": self.best()} | {str(step): step for step in steps}
         if (step := named.get(which)) is None:
             raise UserError(f"there is no checkpoint '{which}' in {self.directory}; kept steps: {steps or 'none'}")
-        if faults := find_damage(self.directory / str(step)):
+        if faults := damage_of(self.directory / str(step)):
             others = [other for other in steps if other != step]
             raise UserError(
                 f"checkpoint {step} in {self.directory} is damaged: {', '.join(faults)}; "
@@ -102,7 +107,8 @@ class Checkpoints:
         """Copies the state off the devices and writes it in the background; `run` is anything JSON can hold.
 
         Raises:
-          UserError: this checkpoint or the one before cannot be written.
+          UserError: this checkpoint or the one before cannot be written, because the disk takes no more.
+          Unavailable: it cannot be written for another reason.
         """
         metrics = {_SCORE: _NOT_EVALUATED if score is None else score}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
@@ -154,8 +160,9 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # of Python, TensorStore and JAX
             self._open = False
-            sound = [path.name for path in _steps(self.directory) if not find_damage(path)]
-            raise UserError(
+            sound = [path.name for path in _steps(self.directory) if not damage_of(path)]
+            kind = UserError if takes_no_writing(_origin(error)) else Unavailable
+            raise kind(
                 f"a checkpoint cannot be written to {self.directory}: {_reason(error)}; "
                 f"intact there: {', '.join(sound) or 'none'}. The same command goes on from the last one when this is "
                 "mended"
@@ -180,32 +187,50 @@ def set_damaged_aside(directory: epath.PathLike, log: Callable[[str], None]) -> 
     """
     directory = absolute(directory)
     steps = _steps(directory)
-    damaged = {path: faults for path in steps if (faults := find_damage(path))}
+    damaged = {path: faults for path in steps if (faults := damage_of(path))}
     lines = [f"checkpoint {path.name} is damaged: {', '.join(faults)}" for path, faults in damaged.items()]
-    if steps and len(damaged) == len(steps):
+    aside = sorted(path.name for path in directory.glob("*.damaged")) if directory.exists() else []
+    if len(damaged) == len(steps) and (damaged or aside):
         raise UserError(
-            f"no checkpoint in {directory} is intact: {'; '.join(lines)}. Start again in another workdir, or delete "
-            f"{directory}"
+            f"no checkpoint in {directory} is intact: {'; '.join(lines + aside)}. Start again in another workdir, or "
+            f"delete {directory}"
         )
-    for path, line in zip(damaged, lines, strict=True):
-        aside = path.with_name(f"{path.name}.damaged")
-        if aside.exists():
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
-        path.rename(aside)
-        log(f"{line}; it is now {aside.name}")
+    newest = max((int(path.name) for path in steps if path not in damaged), default=-1)
+    for (path, faults), line in zip(damaged.items(), lines, strict=True):
+        if int(path.name) < newest and all(fault.endswith(" is missing") for fault in faults):
+            path.rmtree()  # a process was killed while it deleted this one, which was no longer kept
+            continue
+        aside_path = path.with_name(f"{path.name}.damaged")
+        if aside_path.exists():
+            aside_path.rmtree()
+        path.rename(aside_path)
+        log(f"{line}; it is now {aside_path.name}")
 
 
 def _steps(directory: epath.Path) -> list[epath.Path]:
     """The folders of finished checkpoints, oldest first."""
     if not directory.exists():
         return []
-    return sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    # An object store has no renaming: there an unfinished one has its name already, and lacks Orbax' mark.
+    folders = [path for path in directory.iterdir() if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
+def damage_of(folder: epath.PathLike) -> list[str]:
+    """What is wrong with the files of a checkpoint, a line a file; [] where it is sound."""
+    return find_damage(folder, leave_out=_WRITTEN_LAST)
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The error that began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _reason(error: BaseException) -> str:
     """The first line of the error that began it, without TensorStore's own settings."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = _origin(error)
     lines = str(error).partition(" [tensorstore_spec=")[0].strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

@@ -27,8 +27,12 @@ def write_checksums(folder: epath.PathLike, leave_out: Collection[str] = ()) -> 
             _sync(entry)
 
 
-def find_damage(folder: epath.PathLike) -> list[str]:
+def find_damage(folder: epath.PathLike, leave_out: Collection[str] = ()) -> list[str]:
     """What is wrong with a folder that `write_checksums` has been through, a line a file; [] where it is sound.
+
+    Args:
+      folder: that was given to `write_checksums`.
+      leave_out: what was left out then.
 
     Raises:
       OSError: a file cannot be read at all, which tells nothing about its content.
@@ -41,10 +45,16 @@ def find_damage(folder: epath.PathLike) -> list[str]:
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except ValueError:  # no text, or other lines
         return [f"{CHECKSUMS} is damaged"]
-    missing = sorted(name for name in expected if not (folder / name).exists())
+    found = set(_files(folder)) - set(leave_out)
+    unknown = sorted(found - expected.keys())  # of a truncated list
+    missing = sorted(name for name in expected.keys() - found)
     kept = sorted(expected.keys() - set(missing))
     damaged = [name for name in kept if _digest(folder / name) != expected[name]]
-    return [f"{name} is missing" for name in missing] + [f"{name} is damaged" for name in damaged]
+    return (
+        [f"{name} is missing" for name in missing]
+        + [f"{name} is damaged" for name in damaged]
+        + [f"{name} is not in {CHECKSUMS}" for name in unknown]
+    )
 
 
 def _digest(path: epath.Path, sync: bool = False) -> str:

@@ -16,19 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from effv2_jax.config import UNITS, flat_lines, to_dict
-from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, Preempted, UserError
+from effv2_jax.errors import (
+    EXIT_MISTAKE,
+    EXIT_PREEMPTED,
+    EXIT_UNAVAILABLE,
+    Preempted,
+    Unavailable,
+    UserError,
+)
 
 PARTING = 20.0  # seconds that a process which leaves waits for the others
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, with 2 and one sentence on a user's mistake, with 75 when asked to leave and saved."""
+    """Entry point; exits with 0, or with one sentence and the exit code of its exception (see `errors`)."""
     try:
         run(sys.argv[1:] if arguments is None else list(arguments))
     except UserError as error:
         print(f"effv2: error: {error}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
+    except Unavailable as error:
+        print(f"effv2: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_UNAVAILABLE)
     except Preempted as message:
         print(f"effv2: {message}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
@@ -189,6 +199,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def call_train(args: argparse.Namespace) -> None:
+    if args.num_processes and not args.coordinator:
+        raise UserError("--num_processes needs --coordinator=HOST:PORT of process 0")
     # The first thing that a process does with JAX.
     if args.distributed or args.coordinator:
         from effv2_jax.mesh import initialize_processes

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
+from jax._src.compilation_cache import decompress_executable  # the one place that knows the format
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -41,7 +42,6 @@ def use_compilation_cache(config: ConfigDict, workdir: epath.Path) -> None:
         where = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / CACHE)
     enabled = where != "off"
     if enabled:
-        _drop_torn_entries(epath.Path(where))
         # Every program, however small: a restart pays for the sum of them.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -50,18 +50,21 @@ def use_compilation_cache(config: ConfigDict, workdir: epath.Path) -> None:
     compilation_cache.reset_cache()  # JAX looks at these settings once only
 
 
-def _drop_torn_entries(directory: epath.Path) -> None:
-    """Deletes what a process left that was killed while it wrote: JAX would never write these entries again."""
-    if not directory.exists() or jax.process_index() != 0:
+def drop_torn_programs(workdir: epath.Path) -> None:
+    """Deletes compiled programs of a workdir that a process was killed over; for the run that holds the workdir.
+
+    JAX would find them damaged at every start, and never write them again. Object stores have no half-written files.
+    """
+    directory = workdir / CACHE
+    if "://" in str(directory) or not directory.exists():
         return
     for path in directory.glob("*-cache"):
+        data = path.read_bytes()
         try:
-            from jax._src.compilation_cache import decompress_executable  # the one place that knows the format
-
-            decompress_executable(path.read_bytes())
+            decompress_executable(data)
         except Exception as error:  # of whichever compressor JAX found installed
             logging.warning("deleted the damaged compiled program %s: %s", path, error)
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage | None = None) -> EfficientNet:
@@ -133,12 +136,8 @@ class Compiler:
     def train_step(self, stage: Stage) -> jax.stages.Compiled:
         """The training step of a stage, (state, batch) -> (state, metrics); the state is donated.
 
-        Waits where it is being compiled, compiles where it is not, and forgets the steps that no later stage takes.
+        Waits where it is being compiled, and compiles where it is not.
         """
-        needed = {_key(later) for later in self._curriculum.stages[stage.index :]}
-        self._executables = {
-            key: future for key, future in self._executables.items() if key in needed or key == "evaluation"
-        }
         return self._get(_key(stage), functools.partial(self._compile_train_step, stage))
 
     def evaluation_step(self) -> jax.stages.Compiled:
@@ -146,21 +145,24 @@ class Compiler:
         return self._get("evaluation", self._compile_evaluation_step)
 
     def prepare_after(self, stage: Stage) -> None:
-        """Begins to compile, in the background, what comes after the first step of `stage`."""
-        if not self._config.compilation.background:
-            return
-        jobs: dict[Any, Callable] = {"evaluation": self._compile_evaluation_step}
-        for following in self._curriculum.stages[stage.index + 1 : stage.index + 2]:
-            jobs[_key(following)] = functools.partial(self._compile_train_step, following)
-        jobs = {key: job for key, job in jobs.items() if key not in self._executables}
+        """In the background: compiles what comes after the first step of `stage`, and frees what came before."""
+        jobs: dict[Any, Callable] = {}
+        if self._config.compilation.background:
+            jobs["evaluation"] = self._compile_evaluation_step
+            for following in self._curriculum.stages[stage.index + 1 : stage.index + 2]:
+                jobs[_key(following)] = functools.partial(self._compile_train_step, following)
+            jobs = {key: job for key, job in jobs.items() if key not in self._executables}
         futures: dict[Any, Future] = {key: Future() for key in jobs}
+        needed = {"evaluation"} | {_key(later) for later in self._curriculum.stages[stage.index :]}
+        done = [self._executables.pop(key) for key in self._executables.keys() - needed]
         self._executables |= futures
 
         def work() -> None:
+            done.clear()  # waits for the last step of the stage before
             for key, job in jobs.items():
                 _settle(futures[key], job)
 
-        if jobs:
+        if jobs or done:
             # No daemon: an interpreter that ends under a running compilation may crash.
             threading.Thread(target=work, name="compile").start()
 

@@ -1,7 +1,12 @@
-"""The exceptions that are no bugs: "the user can fix this", and "asked to leave"."""
+"""The exceptions that are no bugs, each with its exit code."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+EXIT_MISTAKE = 2  # as argparse has it
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h: something that is needed is not there
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class UserError(Exception):
@@ -11,8 +16,11 @@ class UserError(Exception):
     """
 
 
-EXIT_MISTAKE = 2  # as argparse has it
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+class Unavailable(Exception):
+    """Nobody's mistake, told in one sentence: another process or a file system does not answer. It may the next time.
+
+    The command line exits with EXIT_UNAVAILABLE.
+    """
 
 
 class Preempted(Exception):
@@ -20,6 +28,20 @@ class Preempted(Exception):
 
     The command line exits with EXIT_PREEMPTED.
     """
+
+
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_WRITING_TEXTS = ("no space left", "quota exceeded", "read-only file system", "permission denied", "not permitted")
+
+
+def takes_no_writing(error: BaseException) -> bool:
+    """Whether an error says that a disk is full or must not be written: another try would say so again.
+
+    By the number where Python raised it, else by the text, which is all that TensorStore and TensorFlow give.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _NO_WRITING
+    return any(text in str(error).lower() for text in _NO_WRITING_TEXTS)
 
 
 def check_known(field: str, value: object, known: Iterable[str]) -> None:

@@ -9,14 +9,17 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import EXIT_UNAVAILABLE, UserError
 
 LOCK_FILE = "lock.json"
 HEARTBEAT = 20.0  # seconds between two signs of life
@@ -65,20 +68,30 @@ def _beating(path: epath.Path) -> Iterator[None]:
     def beat() -> None:
         nonlocal beats
         beats += 1
-        fresh = path.with_name(f"{path.name}.{owner['pid']}")  # replaced at once: nobody reads half a file
+        fresh = path.with_name(f"{path.name}.{owner['id']}")  # replaced at once: nobody reads half a file
         fresh.write_text(json.dumps(owner | {"beats": beats}))
         fresh.replace(path)
 
+    def is_ours() -> bool:
+        now = _read(path)
+        return now is not None and now.get("id") == owner["id"]
+
     beat()
     time.sleep(HEARTBEAT / 10)
-    if (now := _read(path)) != owner | {"beats": beats}:  # two came at once; the later one has it
-        raise _taken(path, now)
+    if not is_ours():  # two came at once; the later one has it
+        raise _taken(path, _read(path))
     stop = threading.Event()
 
     def keep_beating() -> None:
         while not stop.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # the next one may get through
+            try:
+                if (now := _read(path)) is not None and now.get("id") != owner["id"]:
+                    # It took this process for dead, after too long without a sign of life. Two must not write.
+                    print(f"effv2: error: lost the lock: {_taken(path, now)}", file=sys.stderr, flush=True)
+                    os._exit(EXIT_UNAVAILABLE)
                 beat()
+            except Exception as error:  # of whatever file system; the next one may get through
+                logging.warning("the lock %s cannot be renewed: %s", path, error)
 
     thread = threading.Thread(target=keep_beating, name="lock", daemon=True)
     thread.start()
@@ -87,19 +100,20 @@ def _beating(path: epath.Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        if is_ours():
+            path.unlink(missing_ok=True)
 
 
 def _owner() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "id": uuid.uuid4().hex}
 
 
 def _died_here(found: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether the owner was a process of this host that is gone."""
-    if found.get("host") != own["host"]:
+    # Two containers may have one name, and the same number for their first process.
+    if found.get("host") != own["host"] or found["pid"] == own["pid"]:
         return False
-    if found["pid"] == own["pid"]:  # a number given again, as to the first process of a container
-        return True
     try:
         os.kill(found["pid"], 0)
     except ProcessLookupError:
@@ -112,7 +126,7 @@ def _died_here(found: dict[str, Any], own: dict[str, Any]) -> bool:
 def _read(path: epath.Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):  # none, or one that is being written
+    except (FileNotFoundError, ValueError):  # none, or one of no use
         return None
 
 

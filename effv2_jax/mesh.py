@@ -13,7 +13,7 @@ import numpy as np
 from jax._src import distributed  # its key-value store, for which JAX has no public name
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from effv2_jax.errors import EXIT_MISTAKE, UserError
+from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError
 
 DATA_AXIS = "data"
 
@@ -41,8 +41,11 @@ def initialize_processes(
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: arguments that do not go together, or peers that JAX cannot find or that do not come.
+      UserError: arguments that do not go together, or peers that JAX cannot find.
+      Unavailable: the coordinator's port is taken. Where peers do not come the process ends with EXIT_UNAVAILABLE.
     """
+    if timeout < 1:
+        raise UserError(f"--timeout is {timeout}; it must be at least 1 second")
     if coordinator and not 0 <= process_id < num_processes:
         raise UserError(
             "--coordinator needs --num_processes=N and --process_id from 0 to N - 1, "
@@ -59,7 +62,9 @@ def initialize_processes(
     watchdog.start()
     try:
         jax.distributed.initialize(**(peers if coordinator else {}), initialization_timeout=timeout + 60)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
+        raise Unavailable(f"this process cannot join the others: {_one_line(error)}") from None
+    except ValueError as error:
         raise UserError(
             f"this process cannot join the others: {_one_line(error)} Where JAX does not find them itself, give each "
             "process --coordinator=HOST:PORT --num_processes=N --process_id=I"
@@ -89,7 +94,7 @@ def _give_up(coordinator: str, timeout: int) -> None:
         except OSError as error:
             missing = f"process 0: its coordinator at {address} does not answer ({error})"
     print(f"effv2: error: waited {timeout} s for {missing}. {ADVICE}", file=sys.stderr, flush=True)
-    os._exit(EXIT_MISTAKE)
+    os._exit(EXIT_UNAVAILABLE)
 
 
 def wait_for_all(name: str, timeout: int = 1800) -> None:
@@ -100,7 +105,7 @@ def wait_for_all(name: str, timeout: int = 1800) -> None:
       timeout: seconds.
 
     Raises:
-      UserError: not all came in time; says which are missing.
+      Unavailable: not all came in time; says which are missing.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
@@ -110,13 +115,13 @@ def wait_for_all(name: str, timeout: int = 1800) -> None:
     except jax.errors.JaxRuntimeError as error:
         names = re.search(r"timed out task names:([\d,\s]+)", str(error))
         missing = ", ".join(re.findall(r"\d+", names[1])) if names else f"one of {jax.process_count()}"
-        raise UserError(
+        raise Unavailable(
             f"process {jax.process_index()} waited {timeout} s at '{name}' for process {missing}: {_one_line(error)}"
         ) from None
 
 
 def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -> None:
-    """Has the first process do something that the others wait for; a UserError of it is raised on all.
+    """Has the first process do something that the others wait for; where it fails, it fails on all.
 
     Args:
       name: of the thing, for messages; each name once in a run.
@@ -124,28 +129,34 @@ def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -
       timeout: seconds that the others wait.
 
     Raises:
-      UserError: of `call`, or that the first process did not come to an end in time.
+      UserError: of `call`.
+      Unavailable: on the others, where `call` raises anything else or does not come to an end in time.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
         return call()
     key = f"effv2_jax/{name}"
     if jax.process_index() == 0:
+        outcome = "failed"
         try:
             call()
+            outcome = "done"
         except UserError as error:
-            client.key_value_set(key, f"error: {error}")
+            outcome = f"error: {error}"
             raise
-        client.key_value_set(key, "done")
+        finally:
+            client.key_value_set(key, outcome)
         return None
     try:
         outcome = client.blocking_key_value_get(key, timeout * 1000)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
+        raise Unavailable(
             f"process {jax.process_index()} waited {timeout} s for process 0 and '{name}': {_one_line(error)}"
         ) from None
     if outcome.startswith("error: "):
         raise UserError(outcome.removeprefix("error: "))
+    if outcome != "done":
+        raise Unavailable(f"process 0 failed at '{name}'; its log says why")
     return None
 
 

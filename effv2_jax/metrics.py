@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from absl import logging
 from etils import epath
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, takes_no_writing
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -37,14 +38,18 @@ class JsonLines:
 
     def flush(self) -> None:
         temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in self._lines))
+        with temporary.open("w") as file:
+            file.write("".join(line + "\n" for line in self._lines))
+            file.flush()
+            if "://" not in str(self._path):
+                os.fsync(file.fileno())  # lost power must not leave an empty file under the name
         temporary.replace(self._path)
 
     close = flush
 
 
 class Writers:
-    """Writes to several writers in turn; raises UserError where one cannot write."""
+    """Writes to several writers in turn; raises UserError where the disk takes no more."""
 
     def __init__(self, writers: list[Writer]):
         self._writers = writers
@@ -63,6 +68,8 @@ class Writers:
             try:
                 call(writer)
             except Exception as error:  # OSError of Python's files, TensorFlow's own of its files
+                if not takes_no_writing(error):
+                    raise
                 raise UserError(f"metrics cannot be written ({type(writer).__name__}): {error}") from error
 
 
@@ -77,6 +84,14 @@ def make_writers(workdir: epath.Path, step: int, active: bool) -> Writers:
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics file, in order; [] where there is none."""
+    """The records of a metrics file, in order, up to the first that is damaged; [] where there is none."""
     path = epath.Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                logging.warning("%s is damaged after %d lines; the rest is left out", path, len(records))
+                break
+    return records

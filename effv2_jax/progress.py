@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -113,17 +113,21 @@ class Progress:
         """The metrics of the steps since the last report."""
         return list(self._metrics)
 
-    def observe(self, step: int, stage: Stage, metrics: dict[str, Any], last_checkpoint: str) -> None:
-        """Takes the metrics of the step that made `step`.
+    def observe(self, step: int, stage: Stage, metrics: dict[str, Any], last_saved: Callable[[], int | None]) -> None:
+        """Takes the metrics of the step that made `step`; `last_saved` tells the step of the last checkpoint.
 
         Raises:
           UserError: where the loss, the gradients or the update are not finite; names step, stage and checkpoint.
         """
         values = {name: value.item() for name, value in metrics.items()}
         if not values.pop("finite"):
+            saved = last_saved()
+            kept = (
+                "no checkpoint was saved yet" if saved is None else f"the last good checkpoint, step {saved}, is kept"
+            )
             raise UserError(
                 f"step {step} (stage {stage.index + 1}, {stage.image_size} px) is not finite: loss {values['loss']}, "
-                f"gradient norm {values['gradient_norm']}; {last_checkpoint}. Try a lower "
+                f"gradient norm {values['gradient_norm']}; {kept}. Try a lower "
                 "config.optimizer.learning_rate_per_256, a longer warm-up or config.optimizer.clip_norm"
             )
         self._metrics.append(values)

@@ -1,9 +1,8 @@
 """The training run, top to bottom."""
 
 import contextlib
-import errno
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from clu import parameter_overview
@@ -11,12 +10,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, set_damaged_aside
-from effv2_jax.compile import Compiler, use_compilation_cache
+from effv2_jax.compile import Compiler, drop_torn_programs, use_compilation_cache
 from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum, steps_of
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
-from effv2_jax.errors import Preempted, UserError
+from effv2_jax.errors import Preempted, UserError, takes_no_writing
 from effv2_jax.evaluate import evaluate, weights_of
 from effv2_jax.lock import exclusive
 from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
@@ -39,7 +38,6 @@ from effv2_jax.step import check_batch
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "parameters.txt"
-NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def describe_parameters(config: ConfigDict, params: Any) -> str:
@@ -68,15 +66,16 @@ def train(config: ConfigDict, workdir: epath.PathLike, force: bool = False) -> R
     Raises:
       UserError: a mistake in the config or the data, a workdir that is taken or cannot be written, checkpoints that are
         all damaged or of another run, or a loss that is not finite.
+      Unavailable: other processes or a file system do not answer.
       Preempted: asked to leave, and saved.
     """
     try:
         with contextlib.ExitStack() as stack:
             return _train(config, epath.Path(workdir), force, stack)
     except OSError as error:
-        if error.errno not in NO_WRITING:
+        if not takes_no_writing(error):
             raise
-        raise UserError(f"a file of the run in '{workdir}' cannot be written: {error}") from error
+        raise UserError(f"the run in '{workdir}' cannot go on: {error}") from error
 
 
 def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextlib.ExitStack) -> Results:
@@ -97,6 +96,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     def take_workdir() -> None:
         stack.enter_context(exclusive(workdir))
         set_damaged_aside(workdir / CHECKPOINTS, say)
+        drop_torn_programs(workdir)
 
     on_first_process("take the workdir", take_workdir)
     preemption = stack.enter_context(Preemption())
@@ -105,7 +105,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     stack.callback(checkpoints.close)  # what was saved before an error gets to the disk
 
     # The input position is the step: batch k is a function of (seed, k). State and position cannot disagree.
-    step, best, results, unreported, cause = 0, {}, {}, [], "start"
+    step, best, results, unreported, evaluation_due, cause = 0, {}, {}, [], False, "start"
     if (latest := checkpoints.latest()) is not None:
         run = checkpoints.restore_run(latest)
         going_on, faults = curriculum_to_go_on(run, config, curriculum, sources)
@@ -118,6 +118,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
             compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
         state, run = checkpoints.restore(latest, compiler.abstract_state)
         step, best, results, unreported, cause = latest, run["best"], run["results"], run["unreported"], "restart"
+        evaluation_due = run["evaluation_due"]
         stopwatch.restore(run["stopwatch"], lost_seconds(read_metrics(workdir / METRICS_FILE), step, run["stopwatch"]))
         say(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
     else:
@@ -139,17 +140,49 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
         return step % every[name] == 0 or step == total_steps
 
     pending: tuple[Any, ...] | None = None  # the metrics of a dispatched step, not read yet
+    saved = latest
 
     def read_pending() -> None:
         nonlocal pending
         if pending is not None:
             step, stage, metrics = pending
-            last = checkpoints.latest()
-            kept = "no checkpoint was saved yet" if last is None else f"the last good checkpoint, step {last}, is kept"
-            progress.observe(step, stage, jax.device_get(metrics), kept)
+            progress.observe(step, stage, jax.device_get(metrics), checkpoints.latest)
             pending = None
 
+    def evaluate_now() -> float:
+        nonlocal results, best
+        with stopwatch.measure("compile"):
+            evaluation_step = compiler.evaluation_step()
+        with stopwatch.measure("evaluate"):
+            batches_once = evaluation_batches(sources.evaluation, config, **processes)
+            results = evaluate(evaluation_step, weights_of(state), batches_once, mesh, broken[1])
+        score = results.get("ema", results["raw"])["top1"]
+        if not best or score >= best["top1"]:
+            best = {"top1": score, "step": step}
+        say(f"step {step} evaluation | " + describe_results(results))
+        writers.write_scalars(step, flatten_results(results))
+        return score
+
+    def save(score: float | None, evaluation_due: bool = False) -> None:
+        nonlocal saved
+        writers.flush()  # before the checkpoint: what a restart finds reaches up to its step
+        with stopwatch.measure("checkpoint"):
+            run = {"step": step, "best": best, "results": results, "evaluation_due": evaluation_due}
+            run |= {"unreported": progress.unreported, "stopwatch": dict(stopwatch.seconds)}
+            checkpoints.save(step, state, run | identity_of(config, curriculum, sources), score)
+        saved = step
+
+    def leave() -> NoReturn:
+        if step and saved != step:
+            save(None, evaluation_due=due("evaluate", step))  # there may be no time for an evaluation
+        checkpoints.close()
+        writers.close()
+        what = f"saved step {step} of {total_steps}" if step else "no step was made yet"
+        raise Preempted(f"asked to leave: {what}; the same command goes on")
+
     wait_for_all("the first step")
+    if evaluation_due:
+        evaluate_now()
     for stage in curriculum.stages:
         if step >= stage.end_step:
             continue
@@ -157,6 +190,8 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
         with stopwatch.measure("compile"):
             train_step = compiler.train_step(stage)
         compiler.prepare_after(stage)
+        if preemption.reached():
+            leave()
         # Implicit transfers would stall the device; put_batch and device_get are the explicit ones.
         with jax.transfer_guard("disallow"):
             while step < stage.end_step:
@@ -173,34 +208,20 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
                 step += 1
                 read_pending()  # of the step before, while this one runs
                 pending = step, stage, metrics
-                leaving = preemption.reached(step) and step < total_steps
+                leaving = preemption.reached() and step < total_steps
                 if not leaving and not any(due(name, step) for name in every):
                     continue
                 read_pending()
                 if due("log", step):
                     writers.write_scalars(step, progress.report(step, stage))
-                score = None
-                if due("evaluate", step):
-                    with stopwatch.measure("compile"):
-                        evaluation_step = compiler.evaluation_step()
-                    with stopwatch.measure("evaluate"):
-                        batches_once = evaluation_batches(sources.evaluation, config, **processes)
-                        results = evaluate(evaluation_step, weights_of(state), batches_once, mesh, broken[1])
-                    score = results.get("ema", results["raw"])["top1"]
-                    if not best or score > best["top1"]:
-                        best = {"top1": score, "step": step}
-                    say(f"step {step} evaluation | " + describe_results(results))
-                    writers.write_scalars(step, flatten_results(results))
-                writers.flush()  # before the checkpoint: what a restart finds reaches up to its step
-                if due("checkpoint", step) or score is not None or leaving:
-                    with stopwatch.measure("checkpoint"):
-                        run = {"step": step, "best": best, "results": results, "unreported": progress.unreported}
-                        run |= {"stopwatch": dict(stopwatch.seconds)} | identity_of(config, curriculum, sources)
-                        checkpoints.save(step, state, run, score)
                 if leaving:
-                    checkpoints.close()
-                    writers.close()
-                    raise Preempted(f"asked to leave: saved step {step} of {total_steps}; the same command goes on")
+                    leave()
+                score = evaluate_now() if due("evaluate", step) else None
+                if due("checkpoint", step) or score is not None:
+                    save(score)
+                writers.flush()
+                if score is not None and preemption.reached() and step < total_steps:  # evaluations are long
+                    leave()
 
     with stopwatch.measure("checkpoint"):
         checkpoints.close()

@@ -81,12 +81,15 @@ def train_disturbed(
     targets = sorted(rng.randrange(int(0.95 * steps)) for _ in range(kills - kills // 4))
     starts = set(rng.sample(range(kills), kills // 4))
     for kill in range(kills):
-        process = start(words, log)
+        process, born = start(words, log), time.monotonic()
         target = 0 if kill in starts else targets.pop(0)
         delay = rng.uniform(0, until_first if kill in starts else OFTEN * a_step)
         wait_for_moment(process, workdir, target, delay)
         process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        lived = time.monotonic() - born
         code = process.wait()
+        if code == -signal.SIGTERM and lived > 2 * until_first:
+            sys.exit(f"chaos: the run was asked to leave after {lived:.1f} s and died without saving; see {log}")
         if code not in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
             sys.exit(f"chaos: the run ended by itself with exit code {code}; see {log}")
         how = "left after saving" if code == PREEMPTED else f"died of {signal.Signals(-code).name}"

@@ -4,8 +4,8 @@
     scripts/supervise.py effv2 train --config=configs/digits.py --workdir=runs/digits
 
 The command's exit code decides: 0, it is done; 2, a mistake that another try would repeat; 75, it was asked to leave
-and has saved, so it starts again at once; anything else is a crash, and it starts again after a pause that doubles
-from one crash to the next. After `--attempts` crashes in a row without a new checkpoint in the workdir it gives up.
+and has saved, so it starts again at once; anything else is a failure, and it starts again after a pause that doubles
+from one failure to the next. After `--attempts` failures in a row without a new checkpoint in the workdir it gives up.
 SIGTERM and SIGINT are passed on, and the supervisor leaves with the command.
 """
 
@@ -14,19 +14,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 DONE, MISTAKE, PREEMPTED = 0, 2, 75
 LONGEST_PAUSE = 300.0  # seconds
 
 
 def newest_checkpoint(workdir: str) -> int:
-    """The step of the newest finished checkpoint, -1 where there is none; a local path or gs://."""
+    """The step of the newest finished checkpoint, -1 where none is to be seen; a local path or gs://."""
     from etils import epath
 
     folder = epath.Path(workdir) / "checkpoints"
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    return max(steps, default=-1)
+    try:
+        paths = [path for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
+        return max((int(path.name) for path in paths if (path / "commit_success.txt").exists()), default=-1)
+    except Exception as error:  # of whatever file system; the run itself will say what is wrong
+        say(f"cannot look for checkpoints in {folder}: {error}")
+        return -1
 
 
 def say(line: str) -> None:
@@ -35,12 +39,13 @@ def say(line: str) -> None:
 
 def supervise(command: list[str], workdir: str, attempts: int, pause: float) -> int:
     """The exit code to leave with."""
+    asked: list[int] = []  # signals
+    woken = threading.Event()
     child: subprocess.Popen | None = None
-    asked = False
 
     def pass_on(signum: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+        asked.append(signum)
+        woken.set()
         if child is not None:
             child.send_signal(signum)
 
@@ -48,9 +53,13 @@ def supervise(command: list[str], workdir: str, attempts: int, pause: float) -> 
         signal.signal(name, pass_on)
 
     failures, reached = 0, newest_checkpoint(workdir)
-    while True:
-        child = subprocess.Popen(command)
+    while not asked:
+        # In a session of its own: a terminal's Ctrl-C reaches it once, through us.
+        child = subprocess.Popen(command, start_new_session=True)
+        if asked:  # while it was being started
+            child.send_signal(asked[-1])
         code = child.wait()
+        child = None
         if code in (DONE, MISTAKE) or asked:
             return code if code >= 0 else 128 - code
         now = newest_checkpoint(workdir)
@@ -67,15 +76,14 @@ def supervise(command: list[str], workdir: str, attempts: int, pause: float) -> 
             return code if code >= 0 else 128 - code
         wait = min(pause * 2 ** (failures - 1), LONGEST_PAUSE)
         say(f"the run {how} (newest checkpoint: step {reached}); starting it again in {wait:g} s")
-        time.sleep(wait)
-        if asked:
-            return 128 + signal.SIGTERM
+        woken.wait(wait)
+    return 128 + asked[-1]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attempts", type=int, default=5, help="crashes in a row without progress before it gives up")
-    parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first new start after a crash")
+    parser.add_argument("--attempts", type=int, default=5, help="failures in a row without progress before it gives up")
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first new start after a failure")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="effv2 train ... --workdir=DIR ...")
     args = parser.parse_args()
     workdirs = [word.partition("=")[2] for word in args.command if word.startswith("--workdir=")]

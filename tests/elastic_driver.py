@@ -30,13 +30,16 @@ def examples(batch):
 def main():
     stop, folder, *arguments = sys.argv[1:]
     put_batch, save, restore = train.put_batch, Checkpoints.save, Checkpoints.restore
+    made = 0  # steps
 
     def record(**values):
         with (Path(folder) / f"{jax.process_index()}.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
     def recording_put_batch(batch, mesh):
+        nonlocal made
         record(kind="batch", examples=examples(batch))
+        made += 1
         return put_batch(batch, mesh)
 
     def recording_save(self, step, state, *rest):
@@ -44,12 +47,14 @@ def main():
         save(self, step, state, *rest)
 
     def recording_restore(self, step, abstract_state):
+        nonlocal made
         state, run = restore(self, step, abstract_state)
+        made = step
         record(kind="restore", step=step, state=digest(*jax.tree.leaves(state)), devices=jax.device_count())
         return state, run
 
     train.put_batch, Checkpoints.save, Checkpoints.restore = recording_put_batch, recording_save, recording_restore
-    Preemption.reached = lambda self, step: step == int(stop)
+    Preemption.reached = lambda self: made == int(stop)
     sys.argv = ["effv2", *arguments]
     cli.entry()
 

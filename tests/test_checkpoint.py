@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effv2_jax.checkpoint import Checkpoints, set_damaged_aside
-from effv2_jax.checksums import CHECKSUMS, find_damage
+from effv2_jax.checkpoint import Checkpoints, damage_of, set_damaged_aside
+from effv2_jax.checksums import CHECKSUMS
 from effv2_jax.errors import UserError
 
 ABSTRACT = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
@@ -140,8 +140,38 @@ def test_harm_to_any_file_is_named_and_the_checkpoint_before_is_used(two_checkpo
                 assert line.startswith(f"checkpoint 7 is damaged: {name} is ")
             assert line.endswith("it is now 7.damaged") and (directory / "7.damaged").exists()
             assert restored(directory) == 3
-        else:  # Orbax's notes, without which the checkpoint is whole, or not there
-            assert not lines and restored(directory) in (3, 7)
+        else:  # Orbax's notes, without which the checkpoint is whole
+            assert not lines and restored(directory) == 7
+
+
+def test_a_list_of_checksums_that_was_cut_short_is_found(two_checkpoints, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    whole = (directory / "7" / CHECKSUMS).read_text().splitlines(keepends=True)
+    for count in range(len(whole)):
+        (directory / "7" / CHECKSUMS).write_text("".join(whole[:count]))
+        with pytest.raises(UserError, match=r"checkpoint 7 .* is damaged: .*is (not in SHA256SUMS|damaged)"):
+            Checkpoints(directory, read_only=True).find("7")
+
+
+def test_what_a_killed_deletion_leaves_goes_without_a_word(two_checkpoints, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    shutil.rmtree(directory / "3" / "state" / "d")
+    set_damaged_aside(directory, lambda line: pytest.fail(line))
+    assert sorted(path.name for path in directory.iterdir()) == ["7"]
+
+
+def test_a_killed_save_on_an_object_store_is_no_checkpoint(two_checkpoints, tmp_path, monkeypatch):
+    # There Orbax writes under the final name, and its mark comes last.
+    monkeypatch.setattr("orbax.checkpoint.utils.is_checkpoint_finalized", lambda p: (p / "commit_success.txt").exists())
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, directory)
+    (directory / "7" / "commit_success.txt").unlink()
+    (directory / "7" / CHECKSUMS).unlink()
+    set_damaged_aside(directory, lambda line: pytest.fail(line))
+    shutil.rmtree(directory / "3")
+    set_damaged_aside(directory, lambda line: pytest.fail(line))  # killed in the first save: a fresh start
 
 
 def test_an_older_damaged_checkpoint_is_set_aside_too(two_checkpoints, tmp_path):
@@ -162,6 +192,16 @@ def test_where_all_are_damaged_nothing_starts_from_scratch(two_checkpoints, tmp_
     with pytest.raises(UserError, match=r"no checkpoint in .* is intact: checkpoint 3 .* checkpoint 7 is damaged"):
         set_damaged_aside(directory, lambda line: None)
     assert steps_in(directory) == [3, 7]
+    for step in (3, 7):
+        (directory / str(step)).rename(directory / f"{step}.damaged")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact: 3\.damaged; 7\.damaged"):
+        set_damaged_aside(directory, lambda line: None)
+
+
+def test_of_equal_scores_the_newest_is_the_best_and_is_kept(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.5, 3: None, 4: None}, keep_last=1, keep_best=1)
+    assert steps_in(tmp_path) == [2, 4]
+    assert Checkpoints(tmp_path, read_only=True).best() == 2
 
 
 def test_a_damaged_checkpoint_is_not_evaluated(two_checkpoints, tmp_path):
@@ -178,7 +218,7 @@ def test_checksums_are_those_of_sha256sum(two_checkpoints):
     if shutil.which("sha256sum") is None:
         pytest.skip("sha256sum is not installed")
     run = subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUMS], cwd=two_checkpoints / "7")
-    assert run.returncode == 0 and find_damage(two_checkpoints / "7") == []
+    assert run.returncode == 0 and damage_of(two_checkpoints / "7") == []
 
 
 def test_other_arrays_than_asked_for_are_a_sentence(two_checkpoints):

@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_processes import command, start
 
-from effv2_jax.checksums import find_damage
+from effv2_jax.checkpoint import damage_of
 
 SAVE_TWICE = """
 import os, sys
@@ -53,7 +53,7 @@ def test_a_disk_that_takes_no_more_is_a_sentence_and_costs_nothing_older(small_d
     assert {"full": "No space left on device", "read-only": "Read-only file system"}[trouble] in lines[2]
     assert "intact there: 1, 2." in lines[2]
     for step in (1, 2):
-        assert find_damage(small_disk / "checkpoints" / str(step)) == []
+        assert damage_of(small_disk / "checkpoints" / str(step)) == []
 
 
 # Too small for the first files, for the first checkpoint, for a later one.
@@ -69,4 +69,4 @@ def test_a_run_on_a_full_disk_ends_with_a_sentence(small_disk, least, most):
     saved = [path for path in (small_disk / "work" / "checkpoints").glob("*") if path.name.isdigit()]
     assert least <= len(saved) <= most
     for path in saved:
-        assert find_damage(path) == []
+        assert damage_of(path) == []

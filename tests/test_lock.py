@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from effv2_jax import lock
-from effv2_jax.errors import UserError
+from effv2_jax.errors import EXIT_UNAVAILABLE, UserError
 
 HOLD = """
 import sys, time
@@ -84,9 +86,60 @@ def test_without_locks_a_dead_owner_of_this_host_is_known_at_once(beating, monke
         pass
 
 
+HOLD_WITHOUT_LOCKS = """
+import sys, time
+from effv2_jax import lock
+lock.HEARTBEAT = 0.2
+with lock._beating(lock.epath.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_without_locks_an_owner_that_lost_it_ends_before_two_write(tmp_path):
+    path = tmp_path / lock.LOCK_FILE
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", HOLD_WITHOUT_LOCKS, str(path)], **pipes)
+    assert process.stdout.readline() == "held\n"
+    other = {"host": "other", "pid": 1, "since": "now", "id": "theirs", "beats": 1}
+    while process.poll() is None:  # a beat may be on its way
+        path.write_text(json.dumps(other))
+        time.sleep(0.05)
+    _, err = process.communicate()
+    assert process.returncode == EXIT_UNAVAILABLE
+    assert "effv2: error: lost the lock: " in err and "process 1 on other" in err
+    assert json.loads(path.read_text()) == other
+
+
+def test_without_locks_a_file_system_that_fails_for_a_while_costs_nothing(beating, monkeypatch):
+    path, hold = beating
+    fail = threading.Event()
+    read = lock._read
+    failures = []
+
+    def failing_read(path):
+        if fail.is_set():
+            failures.append(path)
+            raise RuntimeError("503")
+        return read(path)
+
+    monkeypatch.setattr(lock, "_read", failing_read)
+    with hold():
+        fail.set()
+        while len(failures) < 2:
+            time.sleep(0.05)
+        fail.clear()
+        before = json.loads(path.read_text())["beats"]
+        deadline = time.monotonic() + 10
+        while json.loads(path.read_text())["beats"] == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert not path.exists()
+
+
 def test_without_locks_the_later_of_two_at_once_has_it(beating, monkeypatch):
     path, hold = beating
-    other = {"host": "other", "pid": 1, "since": "now", "beats": 1}
+    other = {"host": "other", "pid": 1, "since": "now", "id": "theirs", "beats": 1}
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: path.write_text(json.dumps(other)))
     with pytest.raises(UserError, match="process 1 on other"), hold():
         pass

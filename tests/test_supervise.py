@@ -19,6 +19,8 @@ count.write_text(str(start + 1))
 end, _, saved = sys.argv[2:][min(start, len(sys.argv) - 3)].partition("+")
 if saved:
     (workdir / "checkpoints" / str(start + 1)).mkdir(parents=True)
+    (workdir / "checkpoints" / str(start + 1) / "commit_success.txt").write_text("")
+(workdir / "checkpoints" / "1000").mkdir(parents=True, exist_ok=True)  # half-written, as on an object store
 if end == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if end == "wait":
@@ -62,6 +64,16 @@ def test_a_signal_is_passed_on_and_nothing_starts_again(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 75 and starts(tmp_path) == 1
+
+
+def test_a_signal_ends_the_pause_too(tmp_path):
+    command = words(tmp_path, "1")
+    command[2] = "--pause=600"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert "starting it again in 300 s" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT and starts(tmp_path) == 1
 
 
 def test_a_command_without_a_workdir_is_a_mistake():

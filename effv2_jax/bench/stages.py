@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from effv2_jax.config import from_dict, to_dict
+from effv2_jax.errors import UserError
 from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.tables import empty_table
 
@@ -30,7 +31,12 @@ def measure(config: ConfigDict, workdir: Path, log: Callable[[str], None]) -> di
       {'background': arm, 'in turn': arm}, an arm {'cold_start': seconds from the first line of training to the first
       step, 'total': seconds of the run, 'stages': [{'image_size', 'step': median seconds, 'compile' and 'input':
       seconds waited at its beginning}, ...]}.
+
+    Raises:
+      UserError: `workdir` is not empty.
     """
+    if workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"'{workdir}' is not empty: the runs would go on from what is there; name another --workdir")
     results = {}
     for name, background in ARMS.items():
         log(f"training with compilation {name} ...")

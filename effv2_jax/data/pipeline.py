@@ -8,6 +8,7 @@ stage are made.
 """
 
 import dataclasses
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -225,7 +226,9 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
         # Whole batches, one process each: few large messages.
         options = grain.ReadOptions(num_threads=min(data.num_threads, ahead), prefetch_buffer_size=ahead)
         workers = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=ahead)
-        iterable = dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers)
+        iterable = (
+            dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers, worker_init_fn=_ignore_signals)
+        )
     else:
         # Parts of a batch, so that all threads work on the next one, but not single examples: the calling thread
         # pays for each element, at 0.2 ms that is 60 ms for 256.
@@ -244,6 +247,12 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
                 yield {name: value.reshape(batch_size, *value.shape[2:]) for name, value in batch.items()}
     finally:
         iterator.close()
+
+
+def _ignore_signals(worker_index: int, worker_count: int) -> None:
+    """A request to leave often goes to all processes of a job; the main one still needs its workers then."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def _part_size(batch_size: int, num_threads: int) -> int:
