@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"effv2: {message}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
     except KeyboardInterrupt:
-        print("effv2: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("effv2: interrupted; a training run goes on from its last checkpoint", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `effv2 models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_processes import command
 
 from effv2_jax.cli import main
 
@@ -113,6 +114,17 @@ def test_processes_that_cannot_meet_say_what_to_do(tmp_path, arguments, message)
     run = subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2
     assert message in run.stderr and "Traceback" not in run.stderr
+
+
+def test_another_config_in_a_workdir_lists_what_differs_and_can_be_forced(effv2, tmp_path):
+    _, *words = command(tmp_path, "--config.curriculum.num_stages=1", "--config.evaluate_steps=100")
+    assert effv2(*words)[0] == 0
+    code, _, err = effv2(*words, "--config.seed=5", "--config.optimizer.momentum=0.8", "--config.log_steps=3")
+    assert code == 2 and f"does not go on with the run in '{tmp_path}' (step 6)" in err
+    assert "config.optimizer.momentum: 0.9 -> 0.8; config.seed: 0 -> 5. " in err and "--force" in err
+    code, out, _ = effv2(*words, "--config.seed=5", "--config.total_steps=8", "--force")
+    assert code == 0 and "WARNING: --force goes on although the run was another: config.seed: 0 -> 5" in out
+    assert "going on from step 6 of 8" in out and "result at step 8" in out
 
 
 def test_models_through_the_installed_command_and_a_closed_pipe():

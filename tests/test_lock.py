@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
 @pytest.fixture
 def beating(tmp_path, monkeypatch):
     """The lock for object stores, on a quick local file."""
-    monkeypatch.setattr(lock, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(lock, "HEARTBEAT", 1.0)
     path = lock.epath.Path(tmp_path / lock.LOCK_FILE)
     return path, lambda: lock._beating(path)
 
