@@ -99,7 +99,7 @@ class Checkpoints:
             others = [other for other in steps if other != step]
             raise UserError(
                 f"checkpoint {step} in {self.directory} is damaged: {', '.join(faults)}; "
-                f"other kept steps: {others or 'none'}"
+                f"{f'--step={others[-1]} takes another' if others else 'there is no other'}"
             )
         return step
 
@@ -136,6 +136,11 @@ class Checkpoints:
         """The run record alone."""
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
+    def check(self) -> None:
+        """Raises as `save` where what is written in the background has failed already."""
+        with self._writing():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Returns when all that was saved is on disk. Raises as `save`."""
         with self._writing():
@@ -161,11 +166,15 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:  # of Python, TensorStore and JAX
             self._open = False
             sound = [path.name for path in _steps(self.directory) if not damage_of(path)]
-            kind = UserError if takes_no_writing(_origin(error)) else Unavailable
-            raise kind(
-                f"a checkpoint cannot be written to {self.directory}: {_reason(error)}; "
-                f"intact there: {', '.join(sound) or 'none'}. The same command goes on from the last one when this is "
-                "mended"
+            intact = f"intact there: {', '.join(sound) or 'none'}"
+            if takes_no_writing(_origin(error)):
+                raise UserError(
+                    f"a checkpoint cannot be written to {self.directory}: {_reason(error)}; {intact}. The same command "
+                    "goes on from the last one when this is mended"
+                ) from error
+            raise Unavailable(
+                f"saving to {self.directory} failed: {_reason(error)}; {intact}. Where another process has died, its "
+                "own log says why"
             ) from error
 
 
@@ -229,10 +238,10 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that began it, without TensorStore's own settings."""
+    """The error that began it in one line, without TensorStore's own settings."""
     error = _origin(error)
-    lines = str(error).partition(" [tensorstore_spec=")[0].strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    words = " ".join(str(error).partition(" [tensorstore_spec=")[0].split())
+    return (words if len(words) <= 1000 else f"{words[:1000]} ...") or type(error).__name__
 
 
 def silence_background_threads() -> None:

@@ -30,12 +30,12 @@ class Preempted(Exception):
     """
 
 
-_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _NO_WRITING_TEXTS = ("no space left", "quota exceeded", "read-only file system", "permission denied", "not permitted")
 
 
 def takes_no_writing(error: BaseException) -> bool:
-    """Whether an error says that a disk is full or must not be written: another try would say so again.
+    """Whether an error says that a disk is full or a place must not be written: another try would say so again.
 
     By the number where Python raised it, else by the text, which is all that TensorStore and TensorFlow give.
     """

@@ -19,7 +19,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from effv2_jax.errors import EXIT_UNAVAILABLE, UserError
+from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError
 
 LOCK_FILE = "lock.json"
 HEARTBEAT = 20.0  # seconds between two signs of life
@@ -30,7 +30,8 @@ def exclusive(workdir: epath.PathLike) -> Iterator[None]:
     """Holds a workdir, which is made where absent.
 
     Raises:
-      UserError: another process holds it, or it cannot be written.
+      Unavailable: another process holds it.
+      UserError: it cannot be written.
     """
     workdir = epath.Path(workdir)
     path = workdir / LOCK_FILE
@@ -130,8 +131,8 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
         return None
 
 
-def _taken(path: epath.Path, owner: dict[str, Any] | None) -> UserError:
+def _taken(path: epath.Path, owner: dict[str, Any] | None) -> Unavailable:
     who = "another process"
     if owner:
         who = f"process {owner['pid']} on {owner['host']} (since {owner['since']})"
-    return UserError(f"'{path.parent}' is the workdir of {who}; stop that run, or give this one another --workdir")
+    return Unavailable(f"'{path.parent}' is the workdir of {who}; stop that run, or give this one another --workdir")

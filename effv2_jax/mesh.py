@@ -51,6 +51,9 @@ def initialize_processes(
             "--coordinator needs --num_processes=N and --process_id from 0 to N - 1, "
             f"not {num_processes} and {process_id}"
         )
+    host, _, port = coordinator.rpartition(":")
+    if coordinator and not (host and port.isdigit()):
+        raise UserError(f"--coordinator is '{coordinator}'; it must be HOST:PORT of process 0")
     peers: dict[str, Any] = {
         "coordinator_address": coordinator,
         "num_processes": num_processes,
@@ -63,7 +66,10 @@ def initialize_processes(
     try:
         jax.distributed.initialize(**(peers if coordinator else {}), initialization_timeout=timeout + 60)
     except RuntimeError as error:
-        raise Unavailable(f"this process cannot join the others: {_one_line(error)}") from None
+        raise Unavailable(
+            f"this process cannot join the others at {coordinator or distributed.global_state.coordinator_address}: "
+            f"{_one_line(error)}; another process may hold that port"
+        ) from None
     except ValueError as error:
         raise UserError(
             f"this process cannot join the others: {_one_line(error)} Where JAX does not find them itself, give each "

@@ -1,6 +1,7 @@
-"""Being asked to leave: SIGTERM, which is also how Cloud TPU announces maintenance and the end of a spot machine."""
+"""Being asked to leave: Ctrl-C, and SIGTERM, by which Cloud TPU announces maintenance and the end of a spot machine."""
 
 import signal
+import sys
 import types
 
 import jax
@@ -20,12 +21,14 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         self._alone = jax.process_count() == 1
         if self._alone:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            # SIGINT, too: an exception out of a signal handler may come while a callback runs that swallows it.
+            self._previous = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._alone:
-            signal.signal(signal.SIGTERM, self._previous)
+            for name, handler in self._previous.items():
+                signal.signal(name, handler)
 
     def reached(self) -> bool:
         """Whether to save and leave now; all processes call it at the same places, in every step at least."""
@@ -35,4 +38,8 @@ class Preemption:
         return self._asked if self._alone else multihost_utils.reached_preemption_sync_point(self._times)
 
     def _ask(self, signum: int, frame: types.FrameType | None) -> None:
+        if signum == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        if signum == signal.SIGINT:
+            print("saving and leaving after this step; Ctrl-C once more leaves at once", file=sys.stderr, flush=True)
         self._asked = True

@@ -82,7 +82,7 @@ def curriculum_to_go_on(
         return saved, faults
     total = curriculum.total_steps
     if total < saved.total_steps:
-        faults.append(f"length: {saved.total_steps} -> {total} steps; it may only grow")
+        return curriculum, [*faults, f"length: {saved.total_steps} -> {total} steps; it may only grow"]
     contradictions = _trained_otherwise(saved, curriculum, run["step"])
     if contradictions and total > saved.total_steps and not any(_matches(name, ("curriculum.*",)) for name in changed):
         last = dataclasses.replace(saved.stages[-1], end_step=total)

@@ -113,6 +113,10 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
             say(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
         else:
             check_faults(faults, workdir, latest)
+        if going_on.total_steps < latest:
+            raise UserError(
+                f"the run in '{workdir}' is at step {latest}, beyond the {going_on.total_steps} of this config"
+            )
         if going_on != curriculum:
             curriculum = going_on
             compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
@@ -212,6 +216,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
                 if not leaving and not any(due(name, step) for name in every):
                     continue
                 read_pending()
+                checkpoints.check()
                 if due("log", step):
                     writers.write_scalars(step, progress.report(step, stage))
                 if leaving:

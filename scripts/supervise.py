@@ -6,15 +6,17 @@
 The command's exit code decides: 0, it is done; 2, a mistake that another try would repeat; 75, it was asked to leave
 and has saved, so it starts again at once; anything else is a failure, and it starts again after a pause that doubles
 from one failure to the next. After `--attempts` failures in a row without a new checkpoint in the workdir it gives up.
-SIGTERM and SIGINT are passed on, and the supervisor leaves with the command.
+SIGTERM and SIGINT are passed on, SIGHUP as SIGTERM, and the supervisor leaves with the command.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 DONE, MISTAKE, PREEMPTED = 0, 2, 75
 LONGEST_PAUSE = 300.0  # seconds
@@ -47,9 +49,9 @@ def supervise(command: list[str], workdir: str, attempts: int, pause: float) -> 
         asked.append(signum)
         woken.set()
         if child is not None:
-            child.send_signal(signum)
+            child.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, pass_on)
 
     failures, reached = 0, newest_checkpoint(workdir)
@@ -57,7 +59,7 @@ def supervise(command: list[str], workdir: str, attempts: int, pause: float) -> 
         # In a session of its own: a terminal's Ctrl-C reaches it once, through us.
         child = subprocess.Popen(command, start_new_session=True)
         if asked:  # while it was being started
-            child.send_signal(asked[-1])
+            child.send_signal(signal.SIGTERM)
         code = child.wait()
         child = None
         if code in (DONE, MISTAKE) or asked:
@@ -86,12 +88,19 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first new start after a failure")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="effv2 train ... --workdir=DIR ...")
     args = parser.parse_args()
-    workdirs = [word.partition("=")[2] for word in args.command if word.startswith("--workdir=")]
-    if not workdirs:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--workdir")
+    workdir = finder.parse_known_args(args.command)[0].workdir
+    if not workdir:
         parser.error("the command needs --workdir=DIR: its checkpoints show progress")
+    beside = Path(sys.executable).parent / args.command[0]  # as `effv2` is of an environment that is not activated
+    if shutil.which(args.command[0]) is None and beside.exists():
+        args.command[0] = str(beside)
+    if shutil.which(args.command[0]) is None:
+        parser.error(f"there is no command '{args.command[0]}'")
     if args.attempts < 1 or args.pause < 0:
         parser.error("--attempts must be at least 1, and --pause not negative")
-    return supervise(args.command, os.path.expanduser(workdirs[-1]), args.attempts, args.pause)
+    return supervise(args.command, os.path.expanduser(workdir), args.attempts, args.pause)
 
 
 if __name__ == "__main__":

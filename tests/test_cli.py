@@ -100,6 +100,7 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(effv2, tmp_path, arguments, mes
     [
         (["--distributed"], "give each process --coordinator=HOST:PORT --num_processes=N --process_id=I"),
         (["--coordinator=localhost:1234"], "--coordinator needs --num_processes=N"),
+        (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], "it must be HOST:PORT of process 0"),
         (["--num_processes=2", "--process_id=0"], "--num_processes needs --coordinator=HOST:PORT of process 0"),
         (["--distributed", "--timeout=0"], "--timeout is 0; it must be at least 1 second"),
     ],
@@ -125,6 +126,8 @@ def test_another_config_in_a_workdir_lists_what_differs_and_can_be_forced(effv2,
     code, out, _ = effv2(*words, "--config.seed=5", "--config.total_steps=8", "--force")
     assert code == 0 and "WARNING: --force goes on although the run was another: config.seed: 0 -> 5" in out
     assert "going on from step 6 of 8" in out and "result at step 8" in out
+    code, _, err = effv2(*words, "--config.seed=5", "--config.total_steps=7", "--force")
+    assert code == 2 and "is at step 8, beyond the 7 of this config" in err
 
 
 def test_models_through_the_installed_command_and_a_closed_pipe():

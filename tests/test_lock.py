@@ -12,7 +12,7 @@ import time
 import pytest
 
 from effv2_jax import lock
-from effv2_jax.errors import EXIT_UNAVAILABLE, UserError
+from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError
 
 HOLD = """
 import sys, time
@@ -36,7 +36,7 @@ def holder(tmp_path):
 
 def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path, holder):
     message = rf"is the workdir of process {holder.pid} on {socket.gethostname()} .*another --workdir"
-    with pytest.raises(UserError, match=message), lock.exclusive(tmp_path):
+    with pytest.raises(Unavailable, match=message), lock.exclusive(tmp_path):
         pass
 
 
@@ -67,7 +67,7 @@ def test_without_locks_a_living_owner_is_respected_and_a_dead_one_not(beating, m
     path, hold = beating
     with hold():
         monkeypatch.setattr(lock.socket, "gethostname", lambda: "elsewhere")  # its process ids say nothing here
-        with pytest.raises(UserError, match=rf"is the workdir of process {os.getpid()} on "), hold():
+        with pytest.raises(Unavailable, match=rf"is the workdir of process {os.getpid()} on "), hold():
             pass
         owner = json.loads(path.read_text())
     assert not path.exists()
@@ -141,5 +141,5 @@ def test_without_locks_the_later_of_two_at_once_has_it(beating, monkeypatch):
     path, hold = beating
     other = {"host": "other", "pid": 1, "since": "now", "id": "theirs", "beats": 1}
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: path.write_text(json.dumps(other)))
-    with pytest.raises(UserError, match="process 1 on other"), hold():
+    with pytest.raises(Unavailable, match="process 1 on other"), hold():
         pass

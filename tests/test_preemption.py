@@ -36,7 +36,7 @@ def test_asked_to_leave_it_saves_and_another_run_is_refused_meanwhile(tmp_path):
     wait_for(process, "step 3/")
     second = start(command(tmp_path, *LONG), devices=1)
     _, err = second.communicate(timeout=120)
-    assert second.returncode == 2
+    assert second.returncode == EXIT_UNAVAILABLE
     assert re.search(rf"is the workdir of process {process.pid} on \S+ .*another --workdir", err), err
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
@@ -48,7 +48,18 @@ def test_asked_to_leave_it_saves_and_another_run_is_refused_meanwhile(tmp_path):
     wait_for(again, f"step {step + 1}/")
     again.send_signal(signal.SIGINT)
     _, err = again.communicate(timeout=120)
-    assert again.returncode == 130 and "goes on from the last checkpoint" in err and "Traceback" not in err
+    assert again.returncode == EXIT_PREEMPTED and "Traceback" not in err
+    assert "Ctrl-C once more leaves at once" in err and f"saved step {newest(tmp_path)} of" in err
+
+
+def test_a_second_interrupt_leaves_at_once():
+    with Preemption() as preemption:
+        signal.raise_signal(signal.SIGINT)
+        assert preemption.reached()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(signal.SIGINT)
 
 
 def two_processes(workdir: Path, *more: str) -> list[subprocess.Popen]:

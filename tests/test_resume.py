@@ -129,7 +129,7 @@ def test_a_longer_run_that_has_not_left_its_first_stage_takes_its_new_stages():
 
 def test_a_shorter_run_is_an_error():
     _, faults = going_on(run_of(tiny_config(), step=2), tiny_config(total_steps=4))
-    assert faults[0] == "length: 8 -> 4 steps; it may only grow"
+    assert faults == ["length: 8 -> 4 steps; it may only grow"]
 
 
 @quick

@@ -79,3 +79,11 @@ def test_a_signal_ends_the_pause_too(tmp_path):
 def test_a_command_without_a_workdir_is_a_mistake():
     run = subprocess.run([sys.executable, SUPERVISE, "true"], capture_output=True, text=True)
     assert run.returncode == 2 and "needs --workdir=DIR" in run.stderr
+    run = subprocess.run([sys.executable, SUPERVISE, "efv2", "--workdir", "w"], capture_output=True, text=True)
+    assert run.returncode == 2 and "there is no command 'efv2'" in run.stderr
+
+
+def test_a_command_of_its_own_environment_is_found(tmp_path):
+    words = [sys.executable, SUPERVISE, "effv2", "models", "--workdir", str(tmp_path)]  # no option of that verb
+    run = subprocess.run(words, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert run.returncode == 2 and "unrecognized arguments: --workdir" in run.stderr
