@@ -49,6 +49,8 @@ def main() -> None:
     train(load_config(f"{ROOT}/configs/digits.py", [*tiny, *overrides, *args.overrides]), args.workdir)
     records = [r for r in read_metrics(Path(args.workdir) / METRICS_FILE) if "host/memory_mib" in r]
     ends = [(stage + 1) * STEPS // STAGES for stage in range(STAGES)]
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=2)  # one may be about to end
     report = {
         "memory_mib": [round([r["host/memory_mib"] for r in records if r["step"] <= end][-1]) for end in ends],
         "threads": sorted(thread.name for thread in set(threading.enumerate()) - threads),
