@@ -47,8 +47,8 @@ def find_damage(folder: epath.PathLike, leave_out: Collection[str] = ()) -> list
         return [f"{CHECKSUMS} is damaged"]
     found = set(_files(folder)) - set(leave_out)
     unknown = found - expected.keys()
-    missing = sorted(name for name in expected.keys() - found)
-    kept = sorted(expected.keys() - set(missing))
+    missing = sorted(expected.keys() - found)
+    kept = sorted(expected.keys() & found)
     damaged = [name for name in kept if _digest(folder / name) != expected[name]]
     return (
         [f"{name} is missing" for name in missing]

@@ -177,6 +177,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
         saved = step
 
     def leave() -> NoReturn:
+        read_pending()  # a step that is not finite must not be saved, nor its metrics lost
         if step and saved != step:
             save(None, evaluation_due=due("evaluate", step))  # there may be no time for an evaluation
         checkpoints.close()
