@@ -5,7 +5,6 @@ interpreter with the training loop, XLA does not hold it). What was compiled is 
 nothing.
 """
 
-import ctypes
 import dataclasses
 import functools
 import os
@@ -29,6 +28,7 @@ from effv2_jax import step as step_lib
 from effv2_jax.architecture import get_architecture
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import check_known
+from effv2_jax.memory import return_freed_memory
 from effv2_jax.model import NORMALIZATIONS, EfficientNet
 from effv2_jax.optimizer import make_optimizer, make_schedule
 from effv2_jax.step import TrainState
@@ -162,7 +162,7 @@ class Compiler:
             done.clear()  # waits for the last step of the stage before
             for key, job in jobs.items():
                 _settle(futures[key], job)
-            _return_freed_memory()
+            return_freed_memory()
 
         if jobs or done:
             # No daemon: an interpreter that ends under a running compilation may crash.
@@ -210,13 +210,6 @@ def _settle(future: Future, job: Callable[[], Any]) -> None:
         future.set_result(job())
     except BaseException as error:
         future.set_exception(error)
-
-
-def _return_freed_memory() -> None:
-    """Gives the system what compilation has freed: glibc keeps it, and a process seems to grow with every stage."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc
-        trim(0)
 
 
 def _replicate(shapes: Any, mesh: Mesh) -> Any:

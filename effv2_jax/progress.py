@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import psutil
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import UserError
+from effv2_jax.memory import memory_mib
 
 Results = dict[str, dict[str, float]]  # a set of weights -> its 'top1', 'top5', 'loss' and 'count'
 
@@ -152,8 +152,12 @@ class Progress:
             f"ETA {clock(eta)}"
         )
         extra = {"images_per_second_per_device": per_device, "input_wait_share": share, "image_size": stage.image_size}
-        host = {"host/memory_mib": psutil.Process().memory_info().rss / 2**20, "host/devices": jax.device_count()}
-        return {f"train/{name}": value for name, value in (means | extra).items()} | self._stopwatch.scalars() | host
+        host = memory_mib() | {"devices": jax.device_count()}
+        return (
+            {f"train/{name}": value for name, value in (means | extra).items()}
+            | {f"host/{name}": value for name, value in host.items()}
+            | self._stopwatch.scalars()
+        )
 
     def _pixels_to_go(self, step: int) -> float:
         """Pixels still to train on: an image's cost goes with its area, so that the ETA holds across stages."""

@@ -4,8 +4,8 @@
     scripts/soak.py --workdir=runs/soak
 
 Input comes from worker processes; there is an evaluation every 100 steps and a checkpoint every 50. The last line is
-JSON: the process's resident memory in MiB at the end of each stage, and the threads and child processes that are alive
-after training and were not before.
+JSON: the process's resident and allocated memory (see `effv2_jax/memory.py`) in MiB at the end of each stage, and the
+threads and child processes that are alive after training and were not before.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def main() -> None:
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=2)  # one may be about to end
     report = {
-        "memory_mib": [round([r["host/memory_mib"] for r in records if r["step"] <= end][-1]) for end in ends],
+        kind: [round([r[f"host/{kind}"] for r in records if r["step"] <= end][-1]) for end in ends]
+        for kind in ("memory_mib", "allocated_mib")
+    } | {
         "threads": sorted(thread.name for thread in set(threading.enumerate()) - threads),
         "processes": sorted(p.name() for p in set(psutil.Process().children(recursive=True)) - children),
     }

@@ -16,10 +16,11 @@ def test_memory_threads_and_processes_do_not_grow(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
-    memory = report["memory_mib"]
-    assert len(memory) == 6
-    # 1,300 batches of 16 images of 32 px are 64 MB: a leak of one a step would show.
-    assert memory[-1] - memory[1] < 48, memory
+    assert len(report["memory_mib"]) == 6
+    # Not of the resident memory: how a heap gets fragmented depends on the threads' timing (tens of MiB either way).
+    # One batch a step (16 images of 18 to 28 px) kept from stage 3 to 5 would be 25 MiB.
+    allocated = report["allocated_mib"]
+    assert max(allocated[2:]) - allocated[1] < 16, report
     # Grain's pool that frees shared memory, of one worker, and multiprocessing's resource tracker: once a process.
     # Each of the 20 evaluations had threads and a process of its own.
     assert len(report["threads"]) <= 4, report
