@@ -76,6 +76,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage
     for field, value, known in (
         ("dtype", config.dtype, ("float32", "bfloat16")),
         ("model.lowering", lowering, ("native", "decomposed")),
+        ("model.padding", config.model.padding, ("same", "symmetric")),
         ("data.normalization", config.data.normalization, tuple(NORMALIZATIONS)),
     ):
         check_known(f"config.{field}", value, known)
@@ -91,6 +92,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage
         dtype=jnp.dtype(config.dtype),
         remat=bool(stage and stage.remat),
         lowering=lowering,
+        padding=config.model.padding,
     )
 
 

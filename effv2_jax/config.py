@@ -41,6 +41,7 @@ def defaults() -> ConfigDict:
     model.width = 0.0  # width multiplier; 0 is the variant's
     model.depth = 0.0  # depth multiplier; 0 is the variant's
     model.lowering = "auto"  # convolutions: 'native', 'decomposed' (fast on XLA's CPU), 'auto' chooses by platform
+    model.padding = "same"  # of convolutions: 'same' as TensorFlow, or 'symmetric', which torchvision's weights want
 
     config.batch_norm = batch_norm = ConfigDict()
     batch_norm.group_size = 0  # examples that share statistics, on any number of devices; 0 is the global batch
@@ -93,7 +94,8 @@ def defaults() -> ConfigDict:
     data.flip = True  # horizontally, with probability 0.5
     data.augmentation = "randaugment"  # 'randaugment', 'autoaugment' (policy v0) or 'none'
     data.randaugment_layers = 2  # operations an image
-    data.evaluation_crop = "v2"  # 'v2': centre crop below 320 px, else squash; 'v1': centre crop; 'squash': never crop
+    # 'v2': centre crop below 320 px, else squash; 'v1': centre crop; 'center': the largest square; 'squash': no crop
+    data.evaluation_crop = "v2"
     data.normalization = "v2"  # 'v2': (x-128)/128; 'imagenet': by mean and deviation (V1, B0-B3); 'unit': x/127.5-1
     data.num_workers = 0  # processes that load and augment; 0 uses threads of the main process
     data.num_threads = 16  # threads that load and augment, in each process

@@ -25,19 +25,24 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def native_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
-    """One `conv_general_dilated` with 'SAME' padding; kernel is (k, k, C // groups, features)."""
+def pads_of(size: int, kernel_size: int, stride: int, padding: str) -> tuple[int, int]:
+    """Padding (before, after) of one axis: 'same' as TensorFlow, 'symmetric' as torchvision; outputs are as many."""
+    return (kernel_size // 2, kernel_size // 2) if padding == "symmetric" else same_padding(size, kernel_size, stride)
+
+
+def native_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, groups: int = 1, padding: str = "same") -> Array:
+    """One `conv_general_dilated`; kernel is (k, k, C // groups, features)."""
     return lax.conv_general_dilated(
         x_BxHxWxC,
         kernel,
         (stride, stride),
-        "SAME",
+        [pads_of(size, kernel.shape[0], stride, padding) for size in x_BxHxWxC.shape[1:3]],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
 
 
-def shifted_depthwise_convolution(x_BxHxWxC: Array, kernel: Array, stride: int) -> Array:
+def shifted_depthwise_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
     """A depthwise convolution as k * k shifted multiply-adds; kernel is (k, k, 1, C).
 
     XLA's CPU backend runs a grouped convolution one channel at a time; it fuses these multiply-adds into one loop
@@ -46,7 +51,7 @@ def shifted_depthwise_convolution(x_BxHxWxC: Array, kernel: Array, stride: int) 
     size = kernel.shape[0]
     _, height, width, _ = x_BxHxWxC.shape
     out_height, out_width = math.ceil(height / stride), math.ceil(width / stride)
-    pads = same_padding(height, size, stride), same_padding(width, size, stride)
+    pads = [pads_of(length, size, stride, padding) for length in (height, width)]
     padded = jnp.pad(x_BxHxWxC, ((0, 0), *pads, (0, 0)))
     terms = []
     for i in range(size):
@@ -57,17 +62,19 @@ def shifted_depthwise_convolution(x_BxHxWxC: Array, kernel: Array, stride: int) 
     return sum(terms[1:], terms[0])
 
 
-def convolution(x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str) -> Array:
-    """A 'SAME' convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed')."""
+def convolution(
+    x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str, padding: str = "same"
+) -> Array:
+    """A convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed')."""
     if lowering == "decomposed" and depthwise:
-        return shifted_depthwise_convolution(x_BxHxWxC, kernel, stride)
+        return shifted_depthwise_convolution(x_BxHxWxC, kernel, stride, padding)
     if lowering == "decomposed" and kernel.shape[:2] == (1, 1) and stride == 1:
         return jnp.einsum("bhwi,io->bhwo", x_BxHxWxC, kernel[0, 0])
-    return native_convolution(x_BxHxWxC, kernel, stride, x_BxHxWxC.shape[-1] if depthwise else 1)
+    return native_convolution(x_BxHxWxC, kernel, stride, x_BxHxWxC.shape[-1] if depthwise else 1, padding)
 
 
 class Conv(nn.Module):
-    """A square convolution with 'SAME' padding, [B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features].
+    """A square convolution, padded to [B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features].
 
     The kernel starts as an untruncated normal of variance 2 / fan_out. A depthwise kernel's fan_out is k * k alone, as
     TensorFlow's (k, k, C, 1) layout has it; Flax's variance_scaling would count the channels too.
@@ -80,6 +87,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Dtype = jnp.float32
     lowering: str = "native"
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array) -> Array:
@@ -93,7 +101,12 @@ class Conv(nn.Module):
             jnp.float32,
         )
         y = convolution(
-            x_BxHxWxC.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.depthwise, self.lowering
+            x_BxHxWxC.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.stride,
+            self.depthwise,
+            self.lowering,
+            self.padding,
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -186,13 +199,15 @@ class Residual(nn.Module):
     epsilon: float = 1e-3
     dtype: Dtype = jnp.float32
     lowering: str = "native"
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
         block = self.block
 
         def conv_bn(name: str, x: Array, features: int, act: bool = True, **kwargs: Any) -> Array:
-            x = Conv(features, dtype=self.dtype, lowering=self.lowering, name=f"{name}_conv", **kwargs)(x)
+            conv = {"dtype": self.dtype, "lowering": self.lowering, "padding": self.padding}
+            x = Conv(features, name=f"{name}_conv", **conv, **kwargs)(x)
             x = BatchNorm(self.group_size, self.epsilon, self.dtype, name=f"{name}_bn")(x, train)
             return nn.silu(x) if act else x
 

@@ -56,11 +56,12 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     lowering: str = "native"
+    padding: str = "same"
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool = False) -> Array:
         blocks = self.architecture.blocks
-        conv = functools.partial(Conv, dtype=self.dtype, lowering=self.lowering)
+        conv = functools.partial(Conv, dtype=self.dtype, lowering=self.lowering, padding=self.padding)
         norm = functools.partial(BatchNorm, self.batch_norm_group_size, self.batch_norm_epsilon, self.dtype)
         residual = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual
 
@@ -78,6 +79,7 @@ class EfficientNet(nn.Module):
                 self.batch_norm_epsilon,
                 self.dtype,
                 self.lowering,
+                self.padding,
                 name=f"block_{index}",
             )(x, train)
             if index + 1 == len(blocks) or blocks[index + 1].stride > 1:

@@ -12,7 +12,7 @@ from effv2_jax.errors import check_known
 # (i + 0.5) * scale - 0.5, and so shifts the picture by up to half an input pixel. Here values are rounded to uint8, in
 # the released code cut off before RandAugment and left as floats otherwise.
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-EVALUATION_CROPS = ("v2", "v1", "squash")
+EVALUATION_CROPS = ("v2", "v1", "center", "squash")
 CROP_PADDING = 32
 SQUASH_FROM = 320  # pixels: 'v2' crops only below
 MAX_ATTEMPTS = 100
@@ -81,12 +81,13 @@ def evaluation_crop(image: np.ndarray, size: int, rule: str, interpolation: str)
     """uint8 [H, W, 3] to [size, size, 3] for evaluation.
 
     'v2': below 320 px the central square of int(size / (size + 32) * short side), else the whole image; 'v1': the
-    square at any size, its offset rounded up; 'squash': the whole image.
+    square at any size, its offset rounded up; 'center': the largest central square, as torchvision; 'squash': the whole image.
     """
     check_known("config.data.evaluation_crop", rule, EVALUATION_CROPS)
-    if rule == "v1" or (rule == "v2" and size < SQUASH_FROM):
+    if rule in ("v1", "center") or (rule == "v2" and size < SQUASH_FROM):
         height, width = image.shape[:2]
-        side = max(1, size * min(height, width) // (size + CROP_PADDING))
+        padding = 0 if rule == "center" else CROP_PADDING
+        side = max(1, size * min(height, width) // (size + padding))
         up = 1 if rule == "v1" else 0
         top, left = (height - side + up) // 2, (width - side + up) // 2
         image = image[top : top + side, left : left + side]
