@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test slow lint types format clean
+.PHONY: install peers demo test slow lint types format clean
 .NOTPARALLEL:
 
 install: .venv/installed
@@ -12,6 +12,10 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[dev]
 	touch $@
+
+# PyTorch, timm and torchvision: the tests that compare with them are skipped without
+peers: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[peers]
 
 demo: install
 	$(BIN)/effv2 train --config=configs/digits.py --workdir=runs/demo

@@ -189,8 +189,8 @@ def _variants() -> dict[str, _Variant]:
         table[f"efficientnet-{size}"] = _Variant(
             "efficientnet", _V1, width, depth, *sizes, dropout_rate, top1, source, _V1_PREPROCESSING
         )
-    # Published weights of V1-B3 have 24 filters after stage 1: the first release did not round below 90 %. Automl's rule
-    # makes them 16, and no other variant differs.
+    # Published weights of V1-B3 have 24 filters after stage 1: the first release did not round below 90 %. By
+    # automl's rule they are 16; no other variant differs.
     table["efficientnet-b3-original"] = dataclasses.replace(
         table["efficientnet-b3"], blocks=(_V1[0].replace("o16", "o20"), _V1[1].replace("i16", "i20"), *_V1[2:])
     )

@@ -132,6 +132,13 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
     bench.add_argument("--json", action="store_true", help="print JSON")
 
+    convert = verb("convert", call_convert, "convert weights: automl, Keras, timm, torchvision, a run; and back")
+    convert.add_argument("source", metavar="SRC", help="a file, a TensorFlow checkpoint or a workdir")
+    convert.add_argument("destination", metavar="DST", help="NAME.safetensors or (Keras) NAME.weights.h5")
+    convert.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
+    convert.add_argument("--format", default="auto", choices=["auto", "effv2", "timm", "keras"], help="of DST")
+    convert.add_argument("--head", default="keep", choices=["keep", "drop"], help="the classifier")
+
     models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
     models.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -262,6 +269,20 @@ def call_bench(args: argparse.Namespace) -> None:
         workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
         results = stages.measure(args.config, Path(workdir), log)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
+
+
+def call_convert(args: argparse.Namespace) -> None:
+    from effv2_jax.weights import read_weights, write_weights
+    from effv2_jax.weights.files import format_of
+
+    format_of(args.destination)  # before SRC is read
+    bundle = read_weights(args.source, args.architecture)
+    if args.head == "drop":
+        bundle = bundle.without_head()
+    write_weights(bundle, args.destination, args.format)
+    head = f"{bundle.num_classes} classes" if bundle.num_classes else "no classifier"
+    which = "averaged weights" if "ema" in bundle.sets else "weights"
+    print(f"{which} of {bundle.architecture.name}, {head}, {bundle.preprocess.image_size} px: {args.destination}")
 
 
 def call_models(args: argparse.Namespace) -> None:

@@ -44,6 +44,7 @@ def identity_of(config: ConfigDict, curriculum: Curriculum, sources: Sources) ->
     return {
         "config": to_dict(config),
         "stages": [dataclasses.asdict(stage) for stage in curriculum.stages],
+        "class_names": list(sources.class_names),
         "data": {"training data": sources.train.fingerprint, "evaluation data": sources.evaluation.fingerprint},
     }
 

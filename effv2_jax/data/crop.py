@@ -81,7 +81,8 @@ def evaluation_crop(image: np.ndarray, size: int, rule: str, interpolation: str)
     """uint8 [H, W, 3] to [size, size, 3] for evaluation.
 
     'v2': below 320 px the central square of int(size / (size + 32) * short side), else the whole image; 'v1': the
-    square at any size, its offset rounded up; 'center': the largest central square, as torchvision; 'squash': the whole image.
+    square at any size, its offset rounded up; 'center': the largest central square, as
+    torchvision; 'squash': the whole image.
     """
     check_known("config.data.evaluation_crop", rule, EVALUATION_CROPS)
     if rule in ("v1", "center") or (rule == "v2" and size < SQUASH_FROM):

@@ -1,7 +1,7 @@
 """The one table of names: every array of a network as we, automl, Keras, timm and torchvision call it and lay it out.
 
-Read both ways: from a foreign file to our variables, and back. Sources: google/automl `efficientnetv2/effnetv2_model.py`
-at 6a54c87, keras `applications/efficientnet_v2.py` and `efficientnet.py`, timm `models/efficientnet.py`, torchvision
+Read both ways: from a foreign file to ours, and back. Sources: google/automl `efficientnetv2/effnetv2_model.py` at
+6a54c87, keras `applications/efficientnet_v2.py` and `efficientnet.py`, timm `models/efficientnet.py`, torchvision
 `models/efficientnet.py`.
 """
 

@@ -1,0 +1,53 @@
+"""Checkpoints of google/automl: TensorFlow 1 names, with the moving averages beside what they average."""
+
+import os
+import re
+from pathlib import Path
+
+from effv2_jax.errors import UserError
+from effv2_jax.weights.tensors import Tensors, damaged
+
+_AVERAGE = "/ExponentialMovingAverage"
+# Of the optimizers; and 'global_step', which has no scope.
+_SLOT = re.compile(r"/(RMSProp|RMSProp_1|Momentum|Adam|Adam_1)$")
+
+
+def checkpoint_prefix(path: Path) -> str | None:
+    """What TensorFlow calls the checkpoint: of a folder its newest, of one of its files the name they share."""
+    if path.is_dir():
+        state = path / "checkpoint"
+        named = re.search(r'model_checkpoint_path: "([^"]+)"', state.read_text()) if state.is_file() else None
+        prefixes = [path / Path(named[1]).name] if named else []
+        prefixes += sorted(index.with_suffix("") for index in path.glob("*.index"))
+        return next((str(prefix) for prefix in prefixes if Path(f"{prefix}.index").exists()), None)
+    prefix = re.sub(r"\.(index|data-\d+-of-\d+)$", "", str(path))
+    return prefix if Path(f"{prefix}.index").exists() else None
+
+
+def open_automl(prefix: str) -> Tensors:
+    """The variables of a network; raises UserError where it is damaged or of TensorFlow 2."""
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length otherwise
+    import tensorflow as tf
+
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        stored = reader.get_variable_to_shape_map()
+    except Exception as error:  # TensorFlow's own
+        raise damaged(prefix, error) from error
+    if "_CHECKPOINTABLE_OBJECT_GRAPH" in stored:
+        raise UserError(
+            f"'{prefix}' is an object checkpoint of TensorFlow 2; what automl released are TensorFlow 1 checkpoints"
+        )
+    full_names, shapes, averages = {}, {}, {}
+    for full in stored:
+        if "/" not in full or _SLOT.search(full.removesuffix(_AVERAGE)) or _SLOT.search(full):
+            continue
+        name = full.partition("/")[2]  # without the model's
+        if full.endswith(_AVERAGE):
+            averages[name.removesuffix(_AVERAGE)] = name
+        else:
+            shapes[name] = tuple(stored[full])
+        full_names[name] = full
+    for name in averages.keys() - shapes.keys():  # an export of the averages alone
+        shapes[name] = tuple(stored[full_names[averages[name]]])
+    return Tensors(prefix, ("automl",), shapes, lambda name: reader.get_tensor(full_names[name]), averaged=averages)

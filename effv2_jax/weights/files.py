@@ -1,0 +1,187 @@
+"""Reading weights of any format, recognised by content, and writing them."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from effv2_jax.errors import UserError
+from effv2_jax.weights.automl_checkpoint import checkpoint_prefix, open_automl
+from effv2_jax.weights.bundle import (
+    Bundle,
+    Variables,
+    flatten,
+    from_metadata,
+    imagenet_class_names,
+    released_preprocess,
+    to_metadata,
+    torchvision_preprocess,
+    unflatten,
+)
+from effv2_jax.weights.keras_file import is_keras, open_keras, write_keras
+from effv2_jax.weights.mapping import OWN, Entry, entries
+from effv2_jax.weights.recognize import Match, check_complete, recognize
+from effv2_jax.weights.run import is_run, read_run
+from effv2_jax.weights.safetensors_file import METADATA_KEY, is_safetensors, open_safetensors, write_safetensors
+from effv2_jax.weights.tensors import Tensors, damaged
+from effv2_jax.weights.torch_file import is_torch, open_torch
+
+READABLE = (
+    "ours or timm's .safetensors, timm's or torchvision's .pth, Keras' .weights.h5, .keras or .h5, "
+    "a TensorFlow checkpoint of automl, or the workdir of a training run"
+)
+WRITABLE = (OWN, "timm", "keras")
+
+
+def read_weights(path: str | os.PathLike, architecture: str = "auto") -> Bundle:
+    """Weights with network, classes and preprocessing.
+
+    Args:
+      path: a file of any format in READABLE, recognised by its content; a TensorFlow checkpoint by its folder, its
+        prefix or one of its files; a run by its workdir, of which the best checkpoint is taken, else the newest.
+      architecture: the variant of a foreign file, 'auto' recognises it by names and shapes.
+
+    Raises:
+      UserError: no such file; of no known format or network; damaged; what is missing, unexpected and of another shape.
+    """
+    if is_run(path):
+        return read_run(path)
+    tensors = open_tensors(path).check_size()
+    if tensors.formats == (OWN,):
+        return _read_own(tensors)
+    match = recognize(tensors, architecture)
+    torchvision = match.format == "torchvision"
+    v1 = match.architecture.family == "efficientnet"
+    return Bundle(
+        architecture=match.architecture,
+        num_classes=match.num_classes,
+        sets=_read_sets(tensors, match.entries),
+        preprocess=(torchvision_preprocess if torchvision else released_preprocess)(match.architecture),
+        class_names=imagenet_class_names() if match.num_classes == len(imagenet_class_names()) else (),
+        padding="symmetric" if torchvision else "same",
+        batch_norm_epsilon=1e-5 if torchvision and v1 and _torchvision_default_epsilon(match) else 1e-3,
+    )
+
+
+def open_tensors(path: str | os.PathLike) -> Tensors:
+    """The arrays of a file, not read yet; raises UserError as `read_weights`."""
+    path = Path(path)
+    if prefix := checkpoint_prefix(path):
+        return open_automl(prefix)
+    if path.is_dir():
+        raise UserError(f"'{path}' holds neither a training run nor a TensorFlow checkpoint")
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UserError(f"weights '{path}' cannot be read: {error.strerror}; {READABLE} is wanted") from None
+    if is_keras(start, path):
+        return open_keras(path)
+    if is_torch(start, path):
+        return open_torch(path)
+    if is_safetensors(start):
+        return open_safetensors(path)
+    packed = start[:2] == b"\x1f\x8b" or path.suffix in (".tgz", ".tar")
+    hint = "unpack it first" if packed else f"{READABLE} is wanted"
+    raise UserError(f"'{path}' is no file of weights ({(len(start) and 'unknown content') or 'empty'}); {hint}")
+
+
+def _read_own(tensors: Tensors) -> Bundle:
+    try:
+        bundle = from_metadata(tensors.metadata[METADATA_KEY])
+    except ValueError as error:
+        raise damaged(tensors.path, error) from error
+    expected = entries(bundle.architecture, bundle.num_classes, OWN)
+    check_complete(tensors, expected, "complete")
+    return dataclasses.replace(bundle, sets=_read_sets(tensors, expected))
+
+
+def _read_sets(tensors: Tensors, expected: list[Entry]) -> dict[str, Variables]:
+    raw = _read(tensors, {entry: entry.name for entry in expected})
+    if not tensors.averaged:
+        return {"raw": raw}
+    # What is not averaged (statistics, in some checkpoints) is as it is.
+    return {
+        "raw": raw,
+        "ema": _read(tensors, {entry: tensors.averaged.get(entry.name, entry.name) for entry in expected}),
+    }
+
+
+def _read(tensors: Tensors, names: dict[Entry, str]) -> Variables:
+    arrays = {}
+    for entry, name in names.items():
+        array = tensors.load(name)
+        if array.shape != entry.foreign_shape:
+            raise damaged(tensors.path, ValueError(f"{name} is {list(array.shape)}"))
+        arrays[entry.path] = entry.to_ours(array)
+    return unflatten(arrays)
+
+
+def _torchvision_default_epsilon(match: Match) -> bool:
+    """torchvision's V1 has PyTorch's epsilon but for B5 to B7 (its `efficientnet.py`)."""
+    return match.architecture.name not in ("efficientnet-b5", "efficientnet-b6", "efficientnet-b7")
+
+
+def format_of(path: str | os.PathLike) -> str:
+    """The format to write that a file's name asks for; raises UserError where it asks for none."""
+    name = Path(path).name
+    if name.endswith(".weights.h5"):
+        return "keras"
+    if name.endswith(".safetensors"):
+        return OWN
+    raise UserError(f"'{path}' must end in .safetensors or .weights.h5")
+
+
+def write_weights(bundle: Bundle, path: str | os.PathLike, format: str = "auto") -> None:
+    """Writes the preferred set of weights.
+
+    Args:
+      bundle: network and weights.
+      path: a new file, or one to replace.
+      format: 'effv2' (ours, with architecture, classes and preprocessing in the metadata), 'timm' (safetensors) or
+        'keras' (.weights.h5); 'auto' by the ending, .safetensors being ours.
+
+    Raises:
+      UserError: an ending that does not fit, a network that the other library does not have, or no place to write.
+    """
+    path = Path(path)
+    by_name = format_of(path)
+    format = by_name if format == "auto" else format
+    if (format == "keras") != (by_name == "keras"):
+        raise UserError(
+            f"format '{format}' needs a name that ends in .safetensors or (keras) .weights.h5, not '{path}'"
+        )
+    _check_representable(bundle, format)
+    flat = flatten(bundle.variables)
+    arrays = [
+        (entry, entry.to_foreign(np.asarray(flat[entry.path], np.float32)))
+        for entry in entries(bundle.architecture, bundle.num_classes, format)
+    ]
+    try:
+        if format == "keras":
+            write_keras(path, arrays)
+        else:
+            metadata = {METADATA_KEY: to_metadata(bundle)} if format == OWN else {"format": "pt"}
+            write_safetensors(path, {entry.name: array for entry, array in arrays}, metadata)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from None
+
+
+def _check_representable(bundle: Bundle, format: str) -> None:
+    """Foreign formats hold arrays alone: what those do not tell must be the other library's."""
+    if format == OWN:
+        return
+    reasons = []
+    if bundle.architecture.family not in ("efficientnet", "efficientnetv2"):
+        reasons.append(f"a network of family '{bundle.architecture.family}'")
+    if bundle.padding != "same":
+        reasons.append("symmetric padding")
+    if bundle.batch_norm_epsilon != 1e-3:
+        reasons.append(f"a batch-norm epsilon of {bundle.batch_norm_epsilon:g}")
+    if format == "keras" and bundle.architecture.name == "efficientnetv2-xl":
+        reasons.append("XL")
+    if reasons:
+        raise UserError(
+            f"{format} has no network with {' and '.join(reasons)}; .safetensors of our own format holds any"
+        )

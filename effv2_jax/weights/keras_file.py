@@ -1,0 +1,113 @@
+"""Keras: `.weights.h5` and `.keras` of Keras 3, and the `.h5` of Keras 2, in which its weights are published.
+
+Arrays are named 'LAYER/NUMBER', the layer's weights by their order.
+"""
+
+import collections
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from effv2_jax.errors import UserError
+from effv2_jax.weights.mapping import Entry
+from effv2_jax.weights.tensors import MAX_ARRAYS, MAX_VALUES, Tensors, damaged
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_IN_ARCHIVE = "model.weights.h5"
+_CLASSES = {"conv": "conv2d", "depthwise": "depthwise_conv2d", "dense": "dense", "vector": "batch_normalization"}
+
+
+def is_keras(start: bytes, path: Path) -> bool:
+    """Whether a file is HDF5, or a zip archive with Keras' weights in it."""
+    if start.startswith(_SIGNATURE):
+        return True
+    if start[:4] != b"PK\x03\x04":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _IN_ARCHIVE in archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise damaged(str(path), error) from error
+
+
+def open_keras(path: Path) -> Tensors:
+    """The weights of each layer; raises UserError where the file is damaged or no model of Keras."""
+    try:
+        with open(path, "rb") as stream:
+            zipped = stream.read(4) == b"PK\x03\x04"
+        file = h5py.File(_unpacked(path) if zipped else path, "r")
+        datasets = _keras2(file) if "layer_names" in file.attrs or "model_weights" in file else _keras3(file)
+        shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
+    except UserError:
+        raise
+    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... on damage
+        raise damaged(str(path), error) from error
+    # Keras' own preprocessing of S, M and L has no weights; that of V1 counts, mean and variance.
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("normalization")}
+    if not shapes:
+        raise UserError(f"'{path}' is HDF5, but no layer of a Keras model with named weights is in it")
+    return Tensors(str(path), ("keras",), shapes, lambda name: datasets[name][()])
+
+
+def _keras3(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Groups 'layers/CLASS_N/vars' that carry the layer's name, with datasets '0', '1', ..."""
+    found: dict[str, h5py.Dataset] = {}
+    for group in file.get("layers", {}).values():
+        variables = group.get("vars", {})
+        name = variables.attrs.get("name", "") if variables else ""
+        found |= {f"{name}/{number}": dataset for number, dataset in variables.items()}
+        if len(found) > MAX_ARRAYS:
+            break
+    return found
+
+
+def _keras2(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Groups of layers whose attribute lists the weights in order."""
+    root = file.get("model_weights", file)
+    return {
+        f"{_text(layer)}/{number}": root[_text(layer)][_text(weight)]
+        for layer in root.attrs["layer_names"]
+        for number, weight in enumerate(root[_text(layer)].attrs["weight_names"])
+    }
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _unpacked(path: Path) -> io.BytesIO:
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(_IN_ARCHIVE).file_size
+        # Random floats do not compress: what grows tenfold is no weights.
+        if size > min(4 * MAX_VALUES, 10 * path.stat().st_size):
+            raise UserError(f"'{path}' would unpack to {size:,} bytes, and is not read")
+        return io.BytesIO(archive.read(_IN_ARCHIVE))
+
+
+def write_keras(path: Path, arrays: list[tuple[Entry, np.ndarray]]) -> None:
+    """Writes `.weights.h5` as Keras 3 does, as a whole or not at all.
+
+    Args:
+      path: of the file.
+      arrays: in the order of `mapping.entries`, in Keras' layout.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    places: dict[str, str] = {}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for entry, array in arrays:
+                layer, _, number = entry.name.partition("/")
+                if layer not in places:
+                    kind = _CLASSES[entry.kind]
+                    places[layer] = f"layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
+                    counts[kind] += 1
+                    file.create_group(f"{places[layer]}/vars").attrs["name"] = layer
+                file[f"{places[layer]}/vars/{number}"] = array
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""The weights of a training run, out of its checkpoints."""
+
+import os
+
+import jax
+from etils import epath
+
+from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
+from effv2_jax.compile import Compiler, make_model
+from effv2_jax.config import from_dict
+from effv2_jax.curriculum import Curriculum, Stage
+from effv2_jax.mesh import make_mesh
+from effv2_jax.preprocess import Preprocess
+from effv2_jax.weights.bundle import Bundle
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a folder is the workdir of a run."""
+    return (epath.Path(path) / CHECKPOINTS).exists()
+
+
+def read_run(path: str | os.PathLike, which: str = "") -> Bundle:
+    """Network and weights of a checkpoint, raw and averaged, with the run's classes and evaluation preprocessing.
+
+    Args:
+      path: the workdir.
+      which: 'best', 'latest' or a number; '' is the best where one was evaluated, else the latest.
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    checkpoints = Checkpoints(epath.Path(path) / CHECKPOINTS, read_only=True)
+    step = checkpoints.find(which or ("latest" if checkpoints.best() is None else "best"))
+    run = checkpoints.restore_run(step)
+    config, class_names = from_dict(run["config"]), tuple(run["class_names"])
+    stages = tuple(Stage(**stage) for stage in run["stages"])
+    curriculum = Curriculum(stages, stages[-1].end_step)
+    compiler = Compiler(config, curriculum, len(class_names), 1, make_mesh())
+    state, _ = checkpoints.restore(step, compiler.abstract_state)
+    checkpoints.close()
+    sets = {"raw": state.variables} | ({"ema": state.ema} if state.ema else {})
+    model = make_model(config, len(class_names), jax.default_backend())
+    return Bundle(
+        architecture=model.architecture,
+        num_classes=model.num_classes,
+        sets=jax.device_get(sets),
+        preprocess=Preprocess(
+            config.evaluation.image_size,
+            config.data.evaluation_crop,
+            config.data.interpolation,
+            config.data.normalization,
+        ),
+        class_names=class_names,
+        padding=model.padding,
+        batch_norm_epsilon=model.batch_norm_epsilon,
+    )

@@ -1,0 +1,85 @@
+"""PyTorch's .pth and .pt files of timm and torchvision: unpickled with `weights_only=True`, which runs no code."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effv2_jax.errors import UserError
+from effv2_jax.weights.safetensors_file import without_counters
+from effv2_jax.weights.tensors import Tensors, damaged
+
+# Where training scripts keep the weights in a larger dictionary; averages first.
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def is_torch(start: bytes, path: Path) -> bool:
+    """Whether a file begins as a pickle, or is a zip archive with PyTorch's records."""
+    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return True
+    if start[:4] != b"PK\x03\x04":
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise damaged(str(path), error) from error
+
+
+def open_torch(path: Path) -> Tensors:
+    """The state dictionary of a file.
+
+    Raises:
+      UserError: PyTorch is not installed; the file is damaged, holds more than tensors, or is compressed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"'{path}' is a PyTorch file, which needs PyTorch to read: pip install 'effv2_jax[convert]'"
+        ) from None
+    _refuse_compressed(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{path}' holds more than arrays, and what else is in a pickle could run code; it was not loaded "
+            f"({_reason(error)})"
+        ) from error
+    except Exception as error:  # RuntimeError, EOFError, ...: whatever a damaged file makes of the unpickler
+        raise damaged(str(path), error) from error
+    tensors = {name.removeprefix("module."): value for name, value in _state_dict(state, path).items()}
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+
+    def read(name: str) -> np.ndarray:
+        return tensors[name].to(torch.float32).numpy()
+
+    return Tensors(str(path), ("timm", "torchvision"), without_counters(shapes), read)
+
+
+def _state_dict(state: Any, path: Path) -> dict[str, Any]:
+    import torch
+
+    for name in _INSIDE:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+            break
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"'{path}' holds no dictionary of tensors, but a {type(state).__name__}")
+    return state
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores its records as they are; a compressed one could grow without end."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                raise UserError(f"'{path}' is no PyTorch file: its record {member.filename} is compressed")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__

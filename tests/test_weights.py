@@ -1,0 +1,353 @@
+"""Weights in and out of five formats."""
+
+import json
+import pickle
+import struct
+import warnings
+import zipfile
+
+import h5py
+import jax
+import keras
+import numpy as np
+import pytest
+import torch_peers
+
+import effv2_jax
+from effv2_jax.architecture import get_architecture, names
+from effv2_jax.cli import main
+from effv2_jax.errors import UserError
+from effv2_jax.weights import Bundle, read_weights, write_weights
+from effv2_jax.weights.bundle import flatten, imagenet_class_names, released_preprocess, unflatten
+from effv2_jax.weights.mapping import entries
+
+B0 = get_architecture("efficientnetv2-b0")
+WRITTEN = {"effv2": "w.safetensors", "timm": "t.safetensors", "keras": "k.weights.h5"}
+
+
+def random_bundle(architecture, num_classes, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = {
+        entry.path: rng.uniform(0.5, 1.5, entry.shape).astype(np.float32)
+        for entry in entries(architecture, num_classes, "effv2")
+    }
+    return Bundle(architecture, num_classes, {"raw": unflatten(arrays)}, released_preprocess(architecture))
+
+
+@pytest.fixture(scope="module")
+def b0():
+    return random_bundle(B0, 10)
+
+
+@pytest.fixture(scope="module")
+def written(b0, tmp_path_factory):
+    """A file of each format that we write."""
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {format: folder / name for format, name in WRITTEN.items()}
+    for format, path in paths.items():
+        write_weights(b0, path, format)
+    return paths
+
+
+def assert_equal(one, other):
+    one, other = flatten(one), flatten(other)
+    assert one.keys() == other.keys()
+    for path, array in one.items():
+        np.testing.assert_array_equal(array, other[path], err_msg=path)
+
+
+@pytest.mark.parametrize("format", WRITTEN)
+def test_a_round_trip_is_bit_exact(b0, written, format):
+    bundle = read_weights(written[format])
+    assert bundle.architecture == B0 and bundle.num_classes == 10
+    assert_equal(bundle.variables, b0.variables)
+    assert bundle.preprocess == b0.preprocess
+
+
+def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
+    own = get_architecture("efficientnet-b4-fused-1-3", width=0.25, depth=0.25)
+    bundle = random_bundle(own, 2)
+    bundle = Bundle(
+        own,
+        2,
+        bundle.sets,
+        effv2_jax.preprocess.Preprocess(40, "squash", "bilinear", "unit"),
+        ("äöü", "cat"),
+        "symmetric",
+        1e-5,
+    )
+    write_weights(bundle, tmp_path / "own.safetensors")
+    back = read_weights(tmp_path / "own.safetensors")
+    assert_equal(back.variables, bundle.variables)
+    for field in ("architecture", "preprocess", "class_names", "padding", "batch_norm_epsilon"):
+        assert getattr(back, field) == getattr(bundle, field)
+    with pytest.raises(UserError, match="timm has no network with a network of family 'fused-placement' and symmetric"):
+        write_weights(bundle, tmp_path / "timm.safetensors", "timm")
+
+
+def test_keras_loads_what_we_write_and_we_read_what_keras_writes(b0, written, tmp_path):
+    model = keras.applications.EfficientNetV2B0(weights=None, classes=10, include_preprocessing=True)
+    model.load_weights(written["keras"])
+    by_name = {layer.name: layer.get_weights() for layer in model.layers}
+    np.testing.assert_array_equal(by_name["top_conv"][0], b0.variables["params"]["head_conv"]["kernel"])
+    np.testing.assert_array_equal(
+        by_name["block6h_bn"][3], b0.variables["batch_stats"]["block_20"]["depthwise_bn"]["var"]
+    )
+    model.save(tmp_path / "model.keras")
+    assert_equal(read_weights(tmp_path / "model.keras").variables, b0.variables)
+    # Keras 2's layout, in which its weights are published.
+    with h5py.File(tmp_path / "keras2.h5", "w") as file:
+        layers = [layer for layer in model.layers if layer.get_weights()]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        for layer in layers:
+            group = file.create_group(layer.name)
+            weights = {f"{layer.name}/{i}:0": value for i, value in enumerate(layer.get_weights())}
+            group.attrs["weight_names"] = [name.encode() for name in weights]
+            for name, value in weights.items():
+                group[name] = value
+    assert_equal(read_weights(tmp_path / "keras2.h5").variables, b0.variables)
+
+
+def test_every_name_and_shape_is_timms_and_torchvisions():
+    timm, models = torch_peers.import_peers()
+    import torch
+
+    compared = 0
+    with torch.device("meta"):
+        for name in names():
+            peers = {"timm": lambda name=name: timm.create_model("tf_" + name.replace("-", "_"))}
+            if hasattr(models, torchvision_name := name.replace("-", "_").replace("efficientnetv2", "efficientnet_v2")):
+                peers["torchvision"] = getattr(models, torchvision_name)
+            if name == "efficientnet-b3" or "fused" in name:  # nobody else has them
+                continue
+            if name == "efficientnet-b3-original":
+                peers = {"timm": lambda: timm.create_model("tf_efficientnet_b3"), "torchvision": models.efficientnet_b3}
+            for format, make in peers.items():
+                state = {k: tuple(v.shape) for k, v in make().state_dict().items() if "num_batches" not in k}
+                ours = entries(get_architecture(name), 1000, format)
+                assert {entry.name: entry.foreign_shape for entry in ours} == state, (name, format)
+                compared += 1
+    assert compared == 16 + 8 + 3
+
+
+@pytest.mark.parametrize(("peer", "variant"), [("timm", "efficientnetv2-b0"), ("torchvision", "efficientnet-b0")])
+def test_logits_and_endpoints_equal_pytorchs(tmp_path, peer, variant):
+    timm, models = torch_peers.import_peers()
+    import torch
+
+    model = timm.create_model("tf_efficientnetv2_b0") if peer == "timm" else models.efficientnet_b0()
+    torch_peers.randomize(model, 3)
+    model.eval()
+    torch.save(model.state_dict(), tmp_path / "peer.pth")
+    bundle = read_weights(tmp_path / "peer.pth")
+    assert bundle.architecture.name == variant
+    x = np.random.default_rng(0).normal(size=(2, 65, 64, 3)).astype(np.float32)  # odd and even
+    expected = {}
+    block_of = {}
+    for stage, blocks in enumerate(model.blocks if peer == "timm" else model.features[1:-1]):
+        block_of[stage] = blocks
+        blocks.register_forward_hook(lambda m, i, out, stage=stage: expected.__setitem__(stage, out.numpy()))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    ours, state = jax.jit(lambda x: bundle.model.apply(bundle.variables, x, mutable=["endpoints"]))(x)
+    assert np.abs(ours - logits).max() <= 1e-4 * np.abs(logits).max()
+    reductions = {v.shape[1:3]: v for k, (v,) in state["endpoints"].items() if k.startswith("reduction")}
+    last = {value.shape[2:]: value for value in expected.values()}  # of each resolution
+    assert reductions.keys() == last.keys() and len(last) == 5
+    for size, value in last.items():
+        assert np.abs(reductions[size] - value.transpose(0, 2, 3, 1)).max() <= 1e-4 * np.abs(value).max(), size
+
+
+def test_timm_and_training_dictionaries_load(b0, written, tmp_path):
+    torch_peers.import_peers()
+    import timm
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(written["timm"])
+    timm.create_model("tf_efficientnetv2_b0", num_classes=10).load_state_dict(state)  # strict
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "c.pth"
+    )
+    assert_equal(read_weights(tmp_path / "c.pth").variables, b0.variables)
+
+
+def write_automl(prefix, bundle, *, averages=True, head=True):
+    """A TensorFlow checkpoint as google/automl's main.py writes it: values, averages, slots and the step."""
+    import tensorflow as tf
+
+    flat = flatten(bundle.variables)
+    arrays = {"global_step": np.int64(7)}
+    for entry in entries(bundle.architecture, bundle.num_classes, "automl"):
+        value = entry.to_foreign(flat[entry.path])
+        name = f"{bundle.architecture.name}/{entry.name}"
+        arrays[name] = value + 1 if averages else value
+        if averages:
+            arrays[f"{name}/ExponentialMovingAverage"] = value
+        arrays |= {f"{name}/RMSProp": value, f"{name}/RMSProp_1": value} if entry.path.startswith("params") else {}
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=list(arrays.values()),
+    )
+
+
+@pytest.mark.parametrize("where", ["model.ckpt-7", "", "model.ckpt-7.index"])
+def test_automl_checkpoints_prefer_the_averages(b0, tmp_path, where):
+    write_automl(tmp_path / "model.ckpt-7", b0)
+    bundle = read_weights(tmp_path / where)
+    assert_equal(bundle.variables, b0.variables)
+    np.testing.assert_array_equal(
+        bundle.sets["raw"]["params"]["stem_conv"]["kernel"], b0.variables["params"]["stem_conv"]["kernel"] + 1
+    )
+
+
+def test_a_21k_head_has_its_classes(tmp_path):
+    bundle = random_bundle(B0, 21843)
+    write_automl(tmp_path / "model.ckpt", bundle, averages=False)
+    assert read_weights(tmp_path / "model.ckpt").num_classes == 21843
+
+
+def test_load_gives_model_variables_and_preprocessing(written):
+    model, variables, preprocess = effv2_jax.load(written["effv2"])
+    x = preprocess(np.full((50, 70), 128, np.uint8))
+    assert x.shape == (1, 224, 224, 3)
+    np.testing.assert_allclose(x[0, 0, 0], (128 / 255 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225], 1e-5)
+    assert jax.eval_shape(model.apply, variables, x).shape == (1, 10)
+    assert jax.eval_shape(model.clone(num_classes=0).apply, variables, x).shape == (1, 1280)
+
+
+def convert(capsys, *arguments):
+    """(exit code, output, error)."""
+    code = 0
+    try:
+        main(["convert", *map(str, arguments)])
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_convert_says_what_it_made_and_drops_the_head(capsys, written, tmp_path):
+    code, out, _ = convert(capsys, written["keras"], tmp_path / "x.safetensors")
+    assert code == 0 and out.startswith("weights of efficientnetv2-b0, 10 classes, 224 px: ")
+    code, out, _ = convert(capsys, tmp_path / "x.safetensors", tmp_path / "y.safetensors", "--head=drop")
+    assert code == 0 and "no classifier" in out
+    assert read_weights(tmp_path / "y.safetensors").num_classes == 0
+    code, out, _ = convert(capsys, tmp_path / "y.safetensors", tmp_path / "y.weights.h5")
+    assert code == 0
+    assert "classifier" not in read_weights(tmp_path / "y.weights.h5").variables["params"]
+
+
+def test_one_error_lists_all_that_does_not_fit(capsys, written, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(written["timm"])
+    del arrays["blocks.0.0.conv.weight"], arrays["bn2.bias"]
+    arrays["extra"] = np.zeros(3, np.float32)
+    arrays["bn1.weight"] = np.zeros(33, np.float32)
+    save_file(arrays, tmp_path / "bad.safetensors")
+    code, _, err = convert(capsys, tmp_path / "bad.safetensors", tmp_path / "x.safetensors")
+    assert code == 2 and not (tmp_path / "x.safetensors").exists()
+    assert (
+        "is not efficientnetv2-b0 as timm writes it: 2 missing (blocks.0.0.conv.weight, bn2.bias); "
+        "1 unexpected (extra); "
+        "1 of another shape (bn1.weight [33] instead of [32])"
+    ) in err
+    code, _, err = convert(capsys, written["timm"], tmp_path / "x.safetensors", "--architecture=efficientnetv2-b1")
+    assert code == 2 and "is not efficientnetv2-b1 as timm writes it" in err
+
+
+class Code:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def hostile_files(folder, written):
+    """name -> what its error says."""
+    good = written["effv2"].read_bytes()
+    (folder / "cut.safetensors").write_bytes(good[: len(good) // 2])
+    (folder / "huge_header.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{" * 100)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}).encode()
+    (folder / "huge_array.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    garbled = good.replace(b'\\"num_classes\\": 10', b'\\"num_classes\\": -5'[: len(b'\\"num_classes\\": 10')])
+    (folder / "garbled.safetensors").write_bytes(garbled)
+    (folder / "cut.weights.h5").write_bytes(written["keras"].read_bytes()[:5_000_000])
+    (folder / "renamed.weights.h5").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "packed.tgz").write_bytes(b"\x1f\x8b" + bytes(100))
+    with zipfile.ZipFile(folder / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(200_000_000))
+    with h5py.File(folder / "huge.weights.h5", "w") as file:
+        group = file.create_group("layers/conv2d/vars")
+        group.attrs["name"] = "stem_conv"
+        group.create_dataset("0", shape=(2**30, 2**30), dtype="f4", chunks=(1024, 1024))
+    (folder / "cut.index").write_bytes(b"nothing")
+    return {
+        "cut.safetensors": "damaged or cut short",
+        "huge_header.safetensors": "damaged or cut short",
+        "huge_array.safetensors": "damaged or cut short",
+        "garbled.safetensors": "-",
+        "cut.weights.h5": "damaged or cut short",
+        "renamed.weights.h5": "is no file of weights",
+        "empty.safetensors": "is no file of weights (empty)",
+        "packed.tgz": "unpack it first",
+        "bomb.keras": "would unpack to 200,000,000 bytes",
+        "huge.weights.h5": "claims 1 arrays of 1,152,921,504,606,846,976 values",
+        "cut.index": "damaged or cut short",
+        "absent.pth": "cannot be read: No such file",
+    }
+
+
+def test_damaged_and_hostile_files_are_refused_in_a_sentence(capsys, written, tmp_path):
+    for name, message in hostile_files(tmp_path, written).items():
+        code, _, err = convert(capsys, tmp_path / name, tmp_path / "x.safetensors")
+        assert code == 2 and err.startswith("effv2: error: ") and message in err, (name, err)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_pickle_runs_no_code(capsys, tmp_path):
+    torch_peers.import_peers()
+    import torch
+
+    torch.save({"w": Code(tmp_path / "pwned")}, tmp_path / "evil.pth")
+    (tmp_path / "legacy.pth").write_bytes(pickle.dumps({"w": Code(tmp_path / "pwned")}, protocol=2))
+    with (
+        zipfile.ZipFile(tmp_path / "evil.pth") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for item in source.infolist():
+            bomb.writestr(item.filename, source.read(item) + bytes(10_000_000))
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    for name, message in {
+        "evil.pth": "it was not loaded",
+        "legacy.pth": "it was not loaded",
+        "bomb.pth": "is compressed",
+        "tensor.pth": "holds no dictionary of tensors, but a Tensor",
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code, _, err = convert(capsys, tmp_path / name, tmp_path / "x.safetensors")
+        assert code == 2 and message in err, (name, err)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.onnx", "must end in .safetensors or .weights.h5"), ("no/such/x.safetensors", "cannot be written")],
+)
+def test_a_destination_that_cannot_be(capsys, written, tmp_path, name, message):
+    code, _, err = convert(capsys, written["effv2"], tmp_path / name)
+    assert code == 2 and message in err
+
+
+def test_published_weights_of_keras(shared_data):
+    bundle = read_weights(shared_data / "weights" / "efficientnetv2-b0.weights.h5")
+    assert (bundle.architecture.name, bundle.num_classes) == ("efficientnetv2-b0", 1000)
+    assert bundle.class_names == imagenet_class_names() and bundle.name_of(472) == "canoe"
