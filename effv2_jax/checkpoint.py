@@ -184,6 +184,11 @@ def absolute(directory: epath.PathLike) -> epath.Path:
     return path if "://" in str(directory) else path.expanduser().resolve()
 
 
+def has_checkpoints(directory: epath.PathLike) -> bool:
+    """Whether there is a finished checkpoint, intact or not."""
+    return bool(_steps(absolute(directory)))
+
+
 def set_damaged_aside(directory: epath.PathLike, log: Callable[[str], None]) -> None:
     """Renames `STEP` to `STEP.damaged` where a file has not its checksum, so that an older checkpoint is the newest.
 

@@ -35,6 +35,10 @@ def defaults() -> ConfigDict:
     duration(config, "evaluate", epochs=5.0)  # between two evaluations; one more at the end
     duration(config, "checkpoint", epochs=1.0)  # between two checkpoints; one more at the end
 
+    # Weights to start from: a file of any format that `effv2 convert` reads, or the workdir of a run; '' is fresh ones.
+    config.init_from = ""
+    config.init_pattern = ""  # regular expression: only arrays in whose path it is found; '' is all
+
     config.model = model = ConfigDict()
     model.variant = "efficientnetv2-s"  # a name that `effv2 models` prints
     model.blocks = ()  # own block table in the released notation, ('r1_k3_s1_e1_i32_o16_c1', ...); () is the variant's

@@ -9,7 +9,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, set_damaged_aside
+from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, has_checkpoints, set_damaged_aside
 from effv2_jax.compile import Compiler, drop_torn_programs, use_compilation_cache
 from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum, steps_of
@@ -17,6 +17,7 @@ from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batch
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Preempted, UserError, takes_no_writing
 from effv2_jax.evaluate import evaluate, weights_of
+from effv2_jax.initialize import arrays_to_start_from, start_from
 from effv2_jax.lock import exclusive
 from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
 from effv2_jax.metrics import METRICS_FILE, make_writers, read_metrics
@@ -92,6 +93,9 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     check_batch(config, curriculum, mesh.size)
     cadences(config, num_examples, curriculum.total_steps)
     compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
+    given = {}
+    if config.init_from and not has_checkpoints(workdir / CHECKPOINTS):
+        given = arrays_to_start_from(config, compiler.abstract_state, say)
 
     def take_workdir() -> None:
         stack.enter_context(exclusive(workdir))
@@ -126,7 +130,8 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
         stopwatch.restore(run["stopwatch"], lost_seconds(read_metrics(workdir / METRICS_FILE), step, run["stopwatch"]))
         say(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
     else:
-        state = compiler.initial_state()
+        # Precedence: what this run has saved itself, then other weights, then fresh ones.
+        state = start_from(compiler.initial_state(), given)
     total_steps = curriculum.total_steps
     every = cadences(config, num_examples, total_steps)
     describe_run(config, curriculum, mesh, sources, state.params)

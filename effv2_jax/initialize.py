@@ -1,0 +1,94 @@
+"""A run that starts from other weights: what is loaded, what keeps its fresh value, and what is left aside."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from effv2_jax.errors import UserError
+from effv2_jax.step import TrainState
+from effv2_jax.weights import Bundle, read_weights
+from effv2_jax.weights.bundle import flatten, unflatten
+
+CLASSIFIER = "params/classifier/"
+Arrays = dict[str, np.ndarray]  # by path, such as 'batch_stats/stem_bn/mean'
+
+
+def arrays_to_start_from(config: ConfigDict, fresh: TrainState, log: Callable[[str], None]) -> Arrays:
+    """The arrays of `config.init_from` whose paths match `config.init_pattern`, statistics included.
+
+    A classifier for another number of classes is left aside.
+
+    Args:
+      config: the experiment's.
+      fresh: a state, or its shapes.
+      log: is told what is loaded, what stays fresh and what is left aside.
+
+    Raises:
+      UserError: unreadable weights; another network (lists all that differs); a pattern that matches nothing.
+    """
+    path, pattern = config.init_from, config.init_pattern
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.init_pattern: '{pattern}' is no regular expression: {error}") from None
+    bundle = read_weights(path)
+    shapes = {name: leaf.shape for name, leaf in flatten(fresh.variables).items()}
+    chosen = {name: value for name, value in flatten(bundle.variables).items() if wanted.search(name)}
+    if not chosen:
+        raise UserError(f"config.init_pattern '{pattern}' matches no array of '{path}'")
+    aside = {name for name, value in chosen.items() if value.shape != shapes.get(name)}
+    if any(name.startswith(CLASSIFIER) for name in aside):  # never one half of it
+        aside |= {name for name in chosen if name.startswith(CLASSIFIER)}
+    _check_network(config, bundle, [name for name in sorted(aside) if not name.startswith(CLASSIFIER)], shapes, chosen)
+    kept = [name for name in shapes if name not in chosen or name in aside]
+    log(
+        f"weights of {bundle.architecture.name} from {path}: {len(shapes) - len(kept)} of {len(shapes)} arrays loaded; "
+        f"fresh: {', '.join(kept) or 'none'}; left aside: {', '.join(sorted(aside)) or 'none'}"
+    )
+    if bundle.preprocess.normalization != config.data.normalization:
+        log(
+            f"WARNING: these weights were trained with normalization '{bundle.preprocess.normalization}'; "
+            f"--config.data.normalization={bundle.preprocess.normalization} sets it"
+        )
+    return {name: np.asarray(value) for name, value in chosen.items() if name not in aside}
+
+
+def start_from(state: TrainState, arrays: Arrays) -> TrainState:
+    """The state with these arrays in place of its own, in the averages (EMA) too."""
+
+    def placed(variables: Any) -> Any:
+        # Never an alias: the state is donated, and a buffer cannot be donated twice.
+        return unflatten(
+            {
+                name: jax.device_put(arrays[name], leaf.sharding, may_alias=False) if name in arrays else leaf
+                for name, leaf in flatten(variables).items()
+            }
+        )
+
+    variables = placed(state.variables)
+    averages = placed(state.ema) if state.ema else {}
+    return dataclasses.replace(state, params=variables["params"], batch_stats=variables["batch_stats"], ema=averages)
+
+
+def _check_network(
+    config: ConfigDict, bundle: Bundle, aside: list[str], shapes: dict[str, tuple[int, ...]], given: dict[str, Any]
+) -> None:
+    """Raises UserError, with every reason, where the weights are another network's."""
+    faults = [
+        f"{name} {list(given[name].shape)} instead of {list(shapes.get(name, ())) or 'nothing'}" for name in aside
+    ]
+    if config.model.padding != bundle.padding:
+        faults.append(f"padding '{bundle.padding}': --config.model.padding={bundle.padding} sets it")
+    if config.batch_norm.epsilon != bundle.batch_norm_epsilon:
+        epsilon = bundle.batch_norm_epsilon
+        faults.append(f"a batch-norm epsilon of {epsilon:g}: --config.batch_norm.epsilon={epsilon:g} sets it")
+    if faults:
+        raise UserError(
+            f"'{config.init_from}' ({bundle.architecture.name}) does not fit {config.model.variant}: "
+            f"{'; '.join(faults)}"
+        )
