@@ -93,6 +93,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage
         remat=bool(stage and stage.remat),
         lowering=lowering,
         padding=config.model.padding,
+        batch_norm_frozen=config.batch_norm.frozen,
     )
 
 

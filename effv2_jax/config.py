@@ -51,6 +51,7 @@ def defaults() -> ConfigDict:
     batch_norm.group_size = 0  # examples that share statistics, on any number of devices; 0 is the global batch
     batch_norm.momentum = 0.9  # running = momentum * running + (1 - momentum) * batch; the paper's text says 0.99
     batch_norm.epsilon = 1e-3
+    batch_norm.frozen = False  # True: training normalises by the running statistics, and these stay as they are
 
     # A range is (first, last) over the stages. recipe='paper' interpolates every field by i / (M - 1) (Algorithm 1);
     # 'automl' follows the released main.py: sizes by (i + 1) / M, dropout constant at its last value, the rest as
@@ -118,6 +119,9 @@ def defaults() -> ConfigDict:
     optimizer.weight_decay_mode = "l2"  # 'l2': 0.5 * weight_decay * |w|^2 in the loss; 'decoupled': after the optimizer
     # Ordered (pattern, factor): the first pattern found in a parameter's path decides; each must match one.
     optimizer.weight_decay_mask = (("(bias|scale)$", 0.0), (".*", 1.0))
+    # Likewise. Multiplies the finished update of a parameter, decay included; 0 freezes it, at no cost in the backward
+    # pass and with no optimizer state.
+    optimizer.learning_rate_multipliers = ((".*", 1.0),)
     optimizer.clip_norm = 0.0  # gradients are clipped to this global norm; 0 is off
 
     config.schedule = schedule = ConfigDict()

@@ -190,7 +190,7 @@ class Residual(nn.Module):
     MBConv: [1x1 expand, BN, silu], depthwise, BN, silu, squeeze-excite, 1x1 project, BN. Fused: k x k expand, BN, silu,
     [squeeze-excite], 1x1 project, BN; with expand_ratio 1 a single k x k convolution, BN, silu. The expansion of an
     MBConv with ratio 1 is left out. Squeeze-excite's width is a share of the block's input filters, not of the
-    expanded ones.
+    expanded ones. With batch_norm_frozen batch norm is in training what it is in evaluation.
     """
 
     block: Block
@@ -200,15 +200,17 @@ class Residual(nn.Module):
     dtype: Dtype = jnp.float32
     lowering: str = "native"
     padding: str = "same"
+    batch_norm_frozen: bool = False
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
         block = self.block
+        train_norm = train and not self.batch_norm_frozen
 
         def conv_bn(name: str, x: Array, features: int, act: bool = True, **kwargs: Any) -> Array:
             conv = {"dtype": self.dtype, "lowering": self.lowering, "padding": self.padding}
             x = Conv(features, name=f"{name}_conv", **conv, **kwargs)(x)
-            x = BatchNorm(self.group_size, self.epsilon, self.dtype, name=f"{name}_bn")(x, train)
+            x = BatchNorm(self.group_size, self.epsilon, self.dtype, name=f"{name}_bn")(x, train_norm)
             return nn.silu(x) if act else x
 
         x = x_BxHxWxC

@@ -42,9 +42,9 @@ class EfficientNet(nn.Module):
     """The network of an `Architecture`: normalised images [B, H, W, 3] -> float32 logits [B, num_classes].
 
     With num_classes 0 the result is the pooled features [B, head_filters]. Training draws from the random stream
-    'dropout' and gives 'group_stats' (see `layers.BatchNorm`). Where 'endpoints' is mutable it receives `stem`,
-    `reduction_1` to `_5` (the last output of each resolution), `head` [B, H/32, W/32, head_filters] and `pooled` [B,
-    head_filters].
+    'dropout' and gives 'group_stats' (see `layers.BatchNorm`); with batch_norm_frozen it gives none and normalises by
+    the running statistics. Where 'endpoints' is mutable it receives `stem`, `reduction_1` to `_5` (the last output of
+    each resolution), `head` [B, H/32, W/32, head_filters] and `pooled` [B, head_filters].
     """
 
     architecture: Architecture
@@ -57,6 +57,7 @@ class EfficientNet(nn.Module):
     remat: bool = False
     lowering: str = "native"
     padding: str = "same"
+    batch_norm_frozen: bool = False
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool = False) -> Array:
@@ -64,9 +65,10 @@ class EfficientNet(nn.Module):
         conv = functools.partial(Conv, dtype=self.dtype, lowering=self.lowering, padding=self.padding)
         norm = functools.partial(BatchNorm, self.batch_norm_group_size, self.batch_norm_epsilon, self.dtype)
         residual = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual
+        train_norm = train and not self.batch_norm_frozen
 
         x = conv(self.architecture.stem_filters, kernel_size=3, stride=2, name="stem_conv")(x_BxHxWxC)
-        x = nn.silu(norm(name="stem_bn")(x, train))
+        x = nn.silu(norm(name="stem_bn")(x, train_norm))
         self.endpoint("stem", x)
         reduction = 1
         for index, block in enumerate(blocks):
@@ -80,13 +82,14 @@ class EfficientNet(nn.Module):
                 self.dtype,
                 self.lowering,
                 self.padding,
+                self.batch_norm_frozen,
                 name=f"block_{index}",
             )(x, train)
             if index + 1 == len(blocks) or blocks[index + 1].stride > 1:
                 self.endpoint(f"reduction_{reduction}", x)
                 reduction += 1
         x = conv(self.architecture.head_filters, name="head_conv")(x)
-        x = nn.silu(norm(name="head_bn")(x, train))
+        x = nn.silu(norm(name="head_bn")(x, train_norm))
         self.endpoint("head", x)
         pooled = x.mean((1, 2), dtype=jnp.float32)
         self.endpoint("pooled", pooled)

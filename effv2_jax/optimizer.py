@@ -4,8 +4,8 @@ The defaults are those of google/automl `efficientnetv2/hparams.py` and `utils.p
 as L2 in the loss, a linear warm-up and a staircase that counts from step 0.
 """
 
+import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from effv2_jax.errors import UserError, check_known
 SCHEDULES = ("exponential", "cosine", "linear", "constant")
 OPTIMIZERS = ("rmsprop", "sgd", "adamw", "lamb")
 WEIGHT_DECAY_MODES = ("l2", "decoupled")
-WeightDecayMask = Sequence[tuple[str, float]]
+# The fields of ordered (pattern, factor) over the parameters, and what their factors multiply.
+FACTORS = {"weight_decay_mask": "weight decay", "learning_rate_multipliers": "learning rate"}
 
 
 def make_schedule(config: ConfigDict, *, num_examples: int, total_steps: int) -> optax.Schedule:
@@ -83,19 +84,21 @@ def make_schedule(config: ConfigDict, *, num_examples: int, total_steps: int) ->
     return learning_rate
 
 
-def _first_matches(params: Any, mask: WeightDecayMask) -> list[tuple[str, Any, int]]:
+def _first_matches(config: ConfigDict, field: str, params: Any) -> list[tuple[str, Any, int]]:
     """(path, array, index of the first rule found in the path) of every parameter."""
-    field = "config.optimizer.weight_decay_mask"
+    where = f"config.optimizer.{field}"
     patterns = []
-    for rule in mask:
+    for rule in config.optimizer[field]:
         try:
             pattern, factor = rule
             patterns.append(re.compile(pattern))
-            float(factor)
+            factor = float(factor)
         except re.error as error:
-            raise UserError(f"{field}: '{pattern}' is no regular expression: {error}") from None
+            raise UserError(f"{where}: '{pattern}' is no regular expression: {error}") from None
         except (TypeError, ValueError):
-            raise UserError(f"{field} needs pairs ('pattern', factor), not {rule!r}") from None
+            raise UserError(f"{where} needs pairs ('pattern', factor), not {rule!r}") from None
+        if not 0 <= factor < math.inf:
+            raise UserError(f"{where}: the factor of '{pattern}' is {factor:g}; it must be finite and not negative")
     matches, unmatched = [], []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -105,33 +108,38 @@ def _first_matches(params: Any, mask: WeightDecayMask) -> list[tuple[str, Any, i
         else:
             matches.append((path, leaf, index))
     if unmatched:
-        raise UserError(f"{field} matches none of {', '.join(unmatched)}; a last rule ('.*', 1.0) would match the rest")
+        raise UserError(f"{where} matches none of {', '.join(unmatched)}; a last rule ('.*', 1.0) would match the rest")
     return matches
 
 
-def weight_decay_factors(params: Any, mask: WeightDecayMask) -> Any:
-    """A tree like `params` of floats that multiply weight_decay.
+def parameter_factors(config: ConfigDict, field: str, params: Any) -> Any:
+    """A tree like `params` of the floats that a key of FACTORS gives.
 
     Args:
+      config: the whole experiment's; `config.optimizer[field]` holds ordered (pattern, factor), of which the first
+        pattern that `re.search` finds in a parameter's path gives the factor.
+      field: a key of FACTORS.
       params: nested dictionary of arrays or shapes; a parameter's path is its keys joined by '/'.
-      mask: ordered (pattern, factor); the first pattern that `re.search` finds in a path gives the factor.
 
     Raises:
       UserError: a parameter that no rule matches (all are listed), or a malformed rule.
     """
-    factors = [float(mask[index][1]) for _, _, index in _first_matches(params, mask)]
+    rules = config.optimizer[field]
+    factors = [float(rules[index][1]) for _, _, index in _first_matches(config, field, params)]
     return jax.tree.unflatten(jax.tree.structure(params), factors)
 
 
-def describe_weight_decay(params: Any, mask: WeightDecayMask) -> list[str]:
-    """One line a rule: the parameters it decides and the first of them. Raises as `weight_decay_factors`."""
-    matches = _first_matches(params, mask)
+def describe_factors(config: ConfigDict, field: str, params: Any) -> list[str]:
+    """One line a rule: the parameters it decides and the first of them. Arguments and errors of `parameter_factors`."""
+    matches = _first_matches(config, field, params)
     lines = []
-    for index, (pattern, factor) in enumerate(mask):
+    for index, (pattern, factor) in enumerate(config.optimizer[field]):
         found = [(path, leaf) for path, leaf, decided_by in matches if decided_by == index]
         arrays, values = len(found), sum(leaf.size for _, leaf in found)
         example = f", first {found[0][0]}" if found else ""
-        lines.append(f"weight decay x {factor:g} by '{pattern}': {arrays} parameters, {values:,} values{example}")
+        lines.append(
+            f"{FACTORS[field]} x {float(factor):g} by '{pattern}': {arrays} parameters, {values:,} values{example}"
+        )
     return lines
 
 
@@ -154,7 +162,7 @@ def _add_scheduled_decay(schedule: optax.Schedule, decays: Any) -> optax.Gradien
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
-    """The chain weight decay ('l2') -> clipping -> optimizer; `update` needs the parameters.
+    """The chain weight decay ('l2') -> clipping -> optimizer -> multipliers; `update` needs the parameters.
 
     - rmsprop: m = momentum * m + lr * g / sqrt(r + epsilon) with r, the mean square, from ones; w -= m. TensorFlow's
       (`tensorflow/python/training/rmsprop.py`): the learning rate is inside the momentum.
@@ -162,10 +170,13 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     - adamw: arXiv 1711.05101 as `optax.adamw`.
     - lamb: arXiv 1904.00962, Algorithm 2, with a trust ratio for each parameter array.
 
-    With d = weight_decay * factor of the parameter (`weight_decay_factors`), 'l2' adds d * w to the gradient before
+    With d = weight_decay * factor of the parameter (weight_decay_mask), 'l2' adds d * w to the gradient before
     clipping, as if 0.5 * d * |w|^2 were in the loss (with adamw this is plain Adam). 'decoupled' takes lr * d * w from
-    the parameter, outside the momentum; in lamb it is inside the trust ratio. `describe_weight_decay` tells how the
-    mask matched.
+    the parameter, outside the momentum; in lamb it is inside the trust ratio.
+
+    learning_rate_multipliers multiply the finished update and nothing that the optimizer remembers. A parameter whose
+    multiplier is 0 is frozen: its update is 0, it has no state, and clipping does not count it. `parameter_factors`
+    tells how the rules of both fields match.
 
     Args:
       config: the whole experiment's.
@@ -173,13 +184,17 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
       params: the parameters, or their shapes.
 
     Raises:
-      UserError: an unknown name, or a mask that does not fit `params`.
+      UserError: an unknown name, or a mask or multipliers that do not fit `params`.
     """
     optimizer = config.optimizer
     check_known("config.optimizer.name", optimizer.name, OPTIMIZERS)
     check_known("config.optimizer.weight_decay_mode", optimizer.weight_decay_mode, WEIGHT_DECAY_MODES)
-    factors = weight_decay_factors(params, optimizer.weight_decay_mask)
-    decays = jax.tree.map(lambda factor: optimizer.weight_decay * factor, factors)
+    factors, rates = (parameter_factors(config, field, params) for field in FACTORS)
+    frozen = jax.tree.map(lambda rate: rate == 0, rates)
+    # Optax leaves this node where it hides a frozen parameter from the chain.
+    decays = jax.tree.map(
+        lambda factor, hidden: optax.MaskedNode() if hidden else optimizer.weight_decay * factor, factors, frozen
+    )
     add_decay = optax.stateless(lambda updates, params: _add_decay(updates, params, decays))
     l2 = optimizer.weight_decay_mode == "l2"
     decoupled = optax.identity() if l2 else add_decay
@@ -200,4 +215,11 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     before = [add_decay] if l2 else []
     if optimizer.clip_norm:
         before.append(optax.clip_by_global_norm(optimizer.clip_norm))
-    return optax.chain(*before, *chain)
+    optimize = optax.chain(*before, *chain)
+    # By default the state is that of the chain alone.
+    if any(jax.tree.leaves(frozen)):
+        optimize = optax.selective_transform(optimize, freeze_mask=frozen)
+    if any(rate not in (0, 1) for rate in jax.tree.leaves(rates)):
+        multiply = optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, rates))
+        optimize = optax.chain(optimize, multiply)
+    return optimize

@@ -22,6 +22,7 @@ from effv2_jax.layers import update_batch_stats
 from effv2_jax.losses import make_loss, smoothed_targets
 from effv2_jax.mixing import mix
 from effv2_jax.model import EfficientNet, normalize
+from effv2_jax.optimizer import parameter_factors
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -123,10 +124,13 @@ def make_train_step(
     """One optimizer step of a stage.
 
     The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B]}. Metrics are scalars of the step before its update:
-    mean 'loss' and top-1 'accuracy' on the augmented (and mixed) images, 'gradient_norm' before clipping,
-    'learning_rate', and 'finite'.
+    mean 'loss' and top-1 'accuracy' on the augmented (and mixed) images, 'gradient_norm' before clipping and without
+    frozen parameters, 'learning_rate', and 'finite'.
     """
     loss_of = make_loss(config.loss.name)
+
+    def rates_of(params: Any) -> Any:
+        return parameter_factors(config, "learning_rate_multipliers", params)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, step: Array, part: Array | int) -> tuple[Array, Any]:
         mixing_key, dropout_key = (
@@ -135,6 +139,8 @@ def make_train_step(
         images = normalize(batch["image"], config.data.normalization, model.dtype)
         targets = smoothed_targets(batch["label"], model.num_classes, config.loss.label_smoothing, config.loss.name)
         images, targets = mix(mixing_key, images, targets, stage.mixup_alpha, stage.cutmix_alpha)
+        # XLA leaves out what only the gradients of frozen parameters need.
+        params = jax.tree.map(lambda p, rate: p if rate else jax.lax.stop_gradient(p), params, rates_of(params))
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -144,7 +150,8 @@ def make_train_step(
         )
         loss = loss_of(logits, targets).mean()
         accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
-        return loss, ({"loss": loss, "accuracy": accuracy}, updates["group_stats"])
+        # A frozen batch norm has no statistics of its groups.
+        return loss, ({"loss": loss, "accuracy": accuracy}, updates.get("group_stats", {}))
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
 
@@ -171,7 +178,11 @@ def make_train_step(
         grads, metrics, group_stats = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        batch_stats = update_batch_stats(state.batch_stats, group_stats, config.batch_norm.momentum)
+        # Frozen ones go on themselves: -0.0 plus an update of 0 would be 0.0.
+        params = jax.tree.map(lambda old, new, rate: new if rate else old, state.params, params, rates_of(params))
+        batch_stats = state.batch_stats
+        if not config.batch_norm.frozen:
+            batch_stats = update_batch_stats(batch_stats, group_stats, config.batch_norm.momentum)
         ema = state.ema
         if config.ema.decay:
             new = {"params": params, "batch_stats": batch_stats}

@@ -21,7 +21,7 @@ from effv2_jax.initialize import arrays_to_start_from, start_from
 from effv2_jax.lock import exclusive
 from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
 from effv2_jax.metrics import METRICS_FILE, make_writers, read_metrics
-from effv2_jax.optimizer import describe_weight_decay
+from effv2_jax.optimizer import FACTORS, describe_factors
 from effv2_jax.pictures import draw_metrics
 from effv2_jax.preemption import Preemption
 from effv2_jax.progress import (
@@ -42,8 +42,8 @@ PARAMETERS_FILE = "parameters.txt"
 
 
 def describe_parameters(config: ConfigDict, params: Any) -> str:
-    """Every parameter with its shape and statistics, and what decides its weight decay."""
-    lines = describe_weight_decay(params, config.optimizer.weight_decay_mask)
+    """Every parameter with its shape and statistics, and what decides its weight decay and learning rate."""
+    lines = [line for field in FACTORS for line in describe_factors(config, field, params)]
     return "\n".join([parameter_overview.get_parameter_overview(params), *lines]) + "\n"
 
 

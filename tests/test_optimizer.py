@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from effv2_jax.config import defaults
 from effv2_jax.errors import UserError
-from effv2_jax.optimizer import describe_weight_decay, make_optimizer, make_schedule, weight_decay_factors
+from effv2_jax.optimizer import FACTORS, describe_factors, make_optimizer, make_schedule, parameter_factors
 
 TRAIN_EXAMPLES = 1_256_144  # of the released ImageNet training split
 TOTAL_STEPS = 107_336  # 350 epochs of them in batches of 4096
@@ -313,40 +313,124 @@ def test_default_mask_decays_kernels_alone():
         "stem": {"conv": {"kernel": jnp.zeros((3, 3, 3, 8))}, "bn": {"scale": jnp.zeros(8), "bias": jnp.zeros(8)}},
         "head": {"kernel": jnp.zeros((8, 2)), "bias": jnp.zeros(2)},
     }
-    mask = defaults().optimizer.weight_decay_mask
-    assert weight_decay_factors(params, mask) == {
+    assert parameter_factors(defaults(), "weight_decay_mask", params) == {
         "stem": {"conv": {"kernel": 1.0}, "bn": {"scale": 0.0, "bias": 0.0}},
         "head": {"kernel": 1.0, "bias": 0.0},
     }
     shapes = jax.eval_shape(lambda: params)
-    assert describe_weight_decay(shapes, mask) == [
+    assert describe_factors(defaults(), "weight_decay_mask", shapes) == [
         "weight decay x 0 by '(bias|scale)$': 3 parameters, 18 values, first head/bias",
         "weight decay x 1 by '.*': 2 parameters, 232 values, first head/kernel",
     ]
 
 
+def test_default_multipliers_are_1():
+    params = {"head": {"kernel": jnp.zeros((8, 2)), "bias": jnp.zeros(2)}}
+    assert parameter_factors(defaults(), "learning_rate_multipliers", params) == {"head": {"kernel": 1.0, "bias": 1.0}}
+    assert describe_factors(defaults(), "learning_rate_multipliers", params) == [
+        "learning rate x 1 by '.*': 2 parameters, 18 values, first head/bias"
+    ]
+
+
 def test_rules_that_decide_nothing_are_told():
-    lines = describe_weight_decay({"a": jnp.zeros(3)}, ((".*", 1.0), ("kernal", 0.0)))
+    config = config_of(weight_decay_mask=((".*", 1.0), ("kernal", 0.0)))
+    lines = describe_factors(config, "weight_decay_mask", {"a": jnp.zeros(3)})
     assert lines[1] == "weight decay x 0 by 'kernal': 0 parameters, 0 values"
 
 
-def test_every_unmatched_parameter_is_listed():
+@pytest.mark.parametrize("field", FACTORS)
+def test_every_unmatched_parameter_is_listed(field):
     params = {"a": {"kernel": 0.0, "bias": 0.0}, "b": {"scale": 0.0}}
-    with pytest.raises(UserError, match="weight_decay_mask matches none of a/bias, b/scale;"):
-        weight_decay_factors(params, (("kernel", 1.0),))
+    with pytest.raises(UserError, match=rf"config\.optimizer\.{field} matches none of a/bias, b/scale;"):
+        make_optimizer(config_of(**{field: (("kernel", 1.0),)}), lambda step: 0.1, params)
 
 
+@pytest.mark.parametrize("field", FACTORS)
 @pytest.mark.parametrize(
-    ("mask", "message"),
+    ("rules", "message"),
     [
         ((("(bias", 0.0),), r"'\(bias' is no regular expression"),
         (("kernel", 1.0), r"needs pairs \('pattern', factor\), not 'kernel'"),
         ((("kernel", "much"),), r"needs pairs \('pattern', factor\), not \('kernel', 'much'\)"),
+        (((".*", 1.0), ("kernel", -0.5)), "the factor of 'kernel' is -0.5; it must be finite and not negative"),
+        ((("kernel", math.inf),), "the factor of 'kernel' is inf; it must be finite"),
+        ((("kernel", math.nan),), "the factor of 'kernel' is nan; it must be finite"),
     ],
 )
-def test_malformed_masks_are_refused(mask, message):
-    with pytest.raises(UserError, match=message):
-        weight_decay_factors({"kernel": 0.0}, mask)
+def test_malformed_rules_are_refused(field, rules, message):
+    with pytest.raises(UserError, match=rf"config\.optimizer\.{field}.*{message}"):
+        make_optimizer(config_of(**{field: rules}), lambda step: 0.1, {"kernel": 0.0})
+
+
+# Multipliers of the learning rate.
+
+KINDS = pytest.mark.parametrize("name", ["rmsprop", "sgd", "adamw", "lamb"])
+MODES = pytest.mark.parametrize("mode", ["l2", "decoupled"])
+
+
+def updates_of(config, params, gradients):
+    """The updates of each step, at parameters that stay, and the last state."""
+    optimizer = make_optimizer(config, lambda step: jnp.asarray(RATES)[step], params)
+    state, history = optimizer.init(params), []
+    for grads in gradients:
+        updates, state = optimizer.update(grads, state, params)
+        history.append(updates)
+    return history, state
+
+
+@KINDS
+@MODES
+def test_multipliers_scale_finished_updates_exactly(name, mode):
+    params, gradients = problem()
+    fields = {"name": name, "weight_decay": 0.3, "weight_decay_mode": mode, "clip_norm": 1.0}
+    plain, plain_state = updates_of(config_of(**fields), params, gradients[:5])
+    rules = (("^conv/", 0.1), (".*", 1.0))
+    scaled, state = updates_of(config_of(learning_rate_multipliers=rules, **fields), params, gradients[:5])
+    for a, b in zip(plain, scaled, strict=True):
+        np.testing.assert_array_equal(b["conv"]["kernel"], a["conv"]["kernel"] * np.float32(0.1))
+        np.testing.assert_array_equal(b["bn"]["scale"], a["bn"]["scale"])
+    # What the optimizer remembers does not know of multipliers.
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(state), jax.tree.leaves(plain_state))
+
+
+def test_a_multiplied_step_by_hand():
+    params = {"a": jnp.float32(2.0), "b": jnp.float32(2.0)}
+    config = config_of(name="rmsprop", weight_decay=0.1, weight_decay_mode="decoupled", decay=0.5, epsilon=0.0)
+    config.optimizer.learning_rate_multipliers = (("a", 0.5), ("b", 2.0))
+    # The mean square 0.5 * 1 + 0.5 * 7 is 4: a step of lr * sqrt(7) / 2 + lr * 0.1 * 2.
+    grads = jax.tree.map(lambda _: jnp.sqrt(jnp.float32(7.0)), params)
+    found = ours(config, params, [grads], rates=[0.4])[0]
+    whole = 0.4 * (math.sqrt(7) / 2 + 0.1 * 2)
+    assert found["a"] == pytest.approx(2 - 0.5 * whole)
+    assert found["b"] == pytest.approx(2 - 2.0 * whole)
+
+
+@KINDS
+@MODES
+def test_frozen_parameters_stay_and_the_others_train_as_if_alone(name, mode):
+    params, gradients = problem()
+    fields = {"name": name, "weight_decay": 0.3, "weight_decay_mode": mode, "clip_norm": 0.5}
+    found = ours(config_of(learning_rate_multipliers=(("^conv/", 0.0), (".*", 0.5)), **fields), params, gradients)
+    alone = [{"bn": grads["bn"]} for grads in gradients]
+    expected = ours(config_of(learning_rate_multipliers=((".*", 0.5),), **fields), {"bn": params["bn"]}, alone)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a["conv"]["kernel"], params["conv"]["kernel"])
+        np.testing.assert_array_equal(a["bn"]["scale"], b["bn"]["scale"])
+    assert not np.array_equal(found[-1]["bn"]["scale"], params["bn"]["scale"])
+
+
+@KINDS
+def test_frozen_parameters_have_no_optimizer_state(name):
+    params, gradients = problem()
+    config = config_of(name=name, learning_rate_multipliers=(("^conv/", 0.0), (".*", 1.0)))
+    _, state = updates_of(config, params, gradients[:1])
+    assert {x.shape for x in jax.tree.leaves(state)} <= {(), (4,)}  # those of bn/scale, and counts
+
+
+def test_all_may_be_frozen():
+    params, gradients = problem()
+    config = config_of(learning_rate_multipliers=((".*", 0.0),), weight_decay=0.1, clip_norm=1.0)
+    jax.tree.map(np.testing.assert_array_equal, ours(config, params, gradients)[-1], params)
 
 
 def test_unknown_optimizers_and_modes_are_refused_with_the_nearest_name():

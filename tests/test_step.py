@@ -10,12 +10,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from tiny import compiler_of, random_batch, tiny_config, to_host
+from tiny import NUM_CLASSES, compiler_of, random_batch, tiny_config, to_host
 
+from effv2_jax.compile import make_model
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh, put_batch
+from effv2_jax.model import normalize
 from effv2_jax.step import check_batch, random_stream, split_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "step.json"
@@ -129,6 +132,149 @@ def test_bfloat16_and_remat_change_the_step_within_rounding():
     assert half_metrics["loss"] == pytest.approx(metrics["loss"], rel=0.02)
     assert half_metrics["loss"] != metrics["loss"]
     assert {x.dtype for x in jax.tree.leaves((half.params, half.batch_stats, half.ema))} == {np.dtype("float32")}
+
+
+PLAIN = {  # nothing random, and nothing that couples examples but batch norm
+    "curriculum__mixup_alpha": (0.0, 0.0),
+    "curriculum__cutmix_alpha": (0.0, 0.0),
+    "curriculum__dropout_rate": (0.0, 0.0),
+    "curriculum__survival_probability": (1.0, 1.0),
+    "loss__label_smoothing": 0.0,
+}
+FROZEN = (("stem|block_", 0.0), (".*", 1.0))
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize(("mode", "accumulation_steps"), [("l2", 1), ("decoupled", 2)])
+def test_frozen_parameters_stay_bit_for_bit(mode, accumulation_steps):
+    config = tiny_config(
+        optimizer__learning_rate_multipliers=FROZEN,
+        optimizer__weight_decay=0.1,
+        optimizer__weight_decay_mode=mode,
+        optimizer__clip_norm=1.0,
+        schedule__warmup_steps=0,
+        ema__decay=0.9,
+        curriculum__accumulation_steps=accumulation_steps,
+    )
+    before, after, metrics = steps(config, count=3)
+    assert metrics["finite"]
+    averages = flat(after.ema["params"])
+    trained = 0
+    for path, old in flat(before.params).items():
+        frozen = path.startswith(("stem", "block_"))
+        assert (old.tobytes() == flat(after.params)[path].tobytes()) == frozen, path
+        assert (old.tobytes() == averages[path].tobytes()) == frozen, path
+        trained += 0 if frozen else old.size
+    for path, old in flat(before.batch_stats).items():
+        assert not np.array_equal(old, flat(after.batch_stats)[path]), path  # batch norm itself is not frozen
+    assert sum(x.size for x in jax.tree.leaves(after.opt_state) if x.ndim) == 2 * trained
+
+
+def test_a_frozen_minus_zero_stays():
+    config = tiny_config(optimizer__learning_rate_multipliers=FROZEN)
+    compiler, curriculum = compiler_of(config)
+    stage, state = curriculum.stages[3], compiler.initial_state()
+    state.params["stem_bn"]["bias"] = -state.params["stem_bn"]["bias"]
+    batch = put_batch(random_batch(0, 16, stage.image_size), make_mesh())
+    state, _ = compiler.train_step(stage)(state, batch)
+    assert np.signbit(state.params["stem_bn"]["bias"]).all()
+
+
+def test_frozen_parameters_do_not_count_in_the_gradient_norm():
+    learning_rate = {"schedule__name": "constant", "optimizer__learning_rate_per_256": 16.0}
+    sgd = {"optimizer__name": "sgd", "optimizer__weight_decay": 0.0, "schedule__warmup_steps": 0} | learning_rate
+    _, _, all_metrics = steps(tiny_config(**PLAIN, **sgd))
+    before, after, metrics = steps(tiny_config(optimizer__learning_rate_multipliers=FROZEN, **PLAIN, **sgd))
+    moved = jax.tree.map(lambda a, b: np.square(a - b).sum(), before.params, after.params)
+    assert metrics["gradient_norm"] == pytest.approx(np.sqrt(sum(jax.tree.leaves(moved))), rel=1e-4)  # a rate of 1
+    assert metrics["gradient_norm"] < all_metrics["gradient_norm"]
+    assert metrics["loss"] == pytest.approx(all_metrics["loss"], rel=1e-6)
+
+
+def test_freezing_leaves_out_the_backward_pass():
+    """A frozen network under a trained head costs its forward pass, a third of the whole."""
+
+    def flops(**changes):
+        compiler, curriculum = compiler_of(tiny_config(**changes))
+        return compiler.train_step(curriculum.stages[3]).cost_analysis()["flops"]
+
+    whole = flops()
+    assert flops(optimizer__learning_rate_multipliers=FROZEN) < 0.6 * whole
+    assert flops(optimizer__learning_rate_multipliers=((".*", 0.5),)) > 0.98 * whole
+
+
+def test_multipliers_scale_a_step():
+    changes = {"schedule__warmup_steps": 0, "optimizer__weight_decay_mode": "decoupled"}
+    before, whole, _ = steps(tiny_config(**changes))
+    multipliers = (("^classifier/", 1.0), (".*", 0.25))
+    _, scaled, _ = steps(tiny_config(optimizer__learning_rate_multipliers=multipliers, **changes))
+    for path, old in flat(before.params).items():
+        factor = 1.0 if path.startswith("classifier/") else 0.25
+        expected = old + factor * (flat(whole.params)[path] - old)
+        np.testing.assert_allclose(flat(scaled.params)[path], expected, rtol=1e-5, atol=1e-6, err_msg=path)
+    assert relative_difference(scaled.replace(params=whole.params, ema=whole.ema), whole) < 1e-5
+
+
+def frozen_norm_step(**changes):
+    """One SGD step at rate 1 from statistics that are nobody's, and the batch: the parameters move by the gradients."""
+    config = tiny_config(
+        batch_norm__frozen=True,
+        optimizer__name="sgd",
+        optimizer__weight_decay=0.0,
+        optimizer__learning_rate_per_256=16.0,
+        schedule__name="constant",
+        schedule__warmup_steps=0,
+        **PLAIN | changes,
+    )
+    compiler, curriculum = compiler_of(config)
+    stage = curriculum.stages[3]
+    state = compiler.initial_state()
+    rng = np.random.default_rng(0)
+    stats = jax.tree.map(lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), state.batch_stats)
+    state = jax.device_put(state.replace(batch_stats=stats), compiler.abstract_state.step.sharding)
+    before = to_host(state)
+    batch = random_batch(0, 16, stage.image_size)
+    state, metrics = compiler.train_step(stage)(state, put_batch(batch, make_mesh()))
+    return config, before, to_host(state), to_host(metrics), batch
+
+
+def test_frozen_batch_norm_trains_the_network_of_evaluation():
+    config, before, after, metrics, batch = frozen_norm_step(batch_norm__group_size=0)
+    model = make_model(config, NUM_CLASSES, "cpu")
+
+    def loss_fn(params):
+        images = normalize(batch["image"], "v2")
+        logits = model.apply({"params": params, "batch_stats": before.batch_stats}, images, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(before.params)
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-4)
+    moved = jax.tree.map(np.subtract, before.params, after.params)
+    for path, gradient in flat(grads).items():
+        np.testing.assert_allclose(flat(moved)[path], gradient, rtol=1e-3, atol=1e-5, err_msg=path)
+        assert np.abs(gradient).max() > 0, path
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)
+
+
+@pytest.mark.parametrize("changes", [{"curriculum__accumulation_steps": 4}, {"curriculum__remat": True}])
+def test_frozen_batch_norm_does_not_know_how_a_step_is_computed(changes):
+    # Groups of the whole batch: only a batch norm that is not frozen would see fewer examples.
+    _, before, whole, metrics, _ = frozen_norm_step(batch_norm__group_size=0)
+    _, _, other, other_metrics, _ = frozen_norm_step(batch_norm__group_size=0, **changes)
+    assert relative_difference(other, whole) < 1e-4
+    assert other_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, other.batch_stats, before.batch_stats)
+
+
+def test_averages_of_frozen_statistics_approach_them():
+    _, before, after, _, _ = frozen_norm_step(ema__decay=0.5, ema__warmup=False)
+    for path, old in flat(before.ema["batch_stats"]).items():
+        expected = (old + flat(before.batch_stats)[path]) / 2
+        np.testing.assert_allclose(flat(after.ema["batch_stats"])[path], expected, rtol=1e-6)
 
 
 def test_split_batch_keeps_units_together():

@@ -123,6 +123,7 @@ def test_a_run_leaves_checkpoints_metrics_and_a_picture(run):
     assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(to_dict(tiny_config())))
     parameters = (workdir / "parameters.txt").read_text()
     assert "classifier/kernel" in parameters and "weight decay x 0 by '(bias|scale)$'" in parameters
+    assert "learning rate x 1 by '.*'" in parameters
     records = read_metrics(workdir / METRICS_FILE)
     training = {record["step"]: record for record in records if "train/loss" in record}
     assert list(training) == list(range(1, 9))
