@@ -20,6 +20,7 @@ from effv2_jax.errors import (
     EXIT_MISTAKE,
     EXIT_PREEMPTED,
     EXIT_UNAVAILABLE,
+    EXIT_UNREADABLE,
     Preempted,
     Unavailable,
     UserError,
@@ -115,8 +116,11 @@ def make_parser() -> argparse.ArgumentParser:
     cluster.add_argument("--process_id", type=int, default=-1)
     cluster.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others at the start")
 
-    evaluate = verb("evaluate", call_evaluate, "evaluate the checkpoints of a workdir, raw and averaged weights")
-    evaluate.add_argument("--workdir", required=True, help="of a training run")
+    evaluate = verb("evaluate", call_evaluate, "evaluate a run's checkpoint, or weights on a config's data")
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", default="", help="of a training run, on its own data")
+    what.add_argument("--weights", default="", metavar="PATH", help="of any format that convert reads; with --config")
+    evaluate.add_argument("--config", default="", metavar="FILE[:ARGUMENT]", help="data and evaluation of --weights")
     evaluate.add_argument("--step", default="latest", help="latest, best, or the number of a kept step")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
@@ -131,6 +135,15 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("what", choices=["stages"], help="stages: cold start and the stall at each boundary")
     bench.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
     bench.add_argument("--json", action="store_true", help="print JSON")
+
+    predict = verb("predict", call_predict, "name what is on images")
+    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-", help="-: an image or paths on standard input")
+    predict.add_argument("--weights", required=True, metavar="PATH", help="of any format that convert reads, or a run")
+    predict.add_argument("--top", type=int, default=5, help="classes of each image")
+    predict.add_argument("--batch_size", type=int, default=32)
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a JSON object a line")
+    form.add_argument("--csv", action="store_true", help="print CSV, a row a class")
 
     convert = verb("convert", call_convert, "convert weights: automl, Keras, timm, torchvision, a run; and back")
     convert.add_argument("source", metavar="SRC", help="a file, a TensorFlow checkpoint or a workdir")
@@ -221,15 +234,24 @@ def call_train(args: argparse.Namespace) -> None:
 
 
 def call_evaluate(args: argparse.Namespace) -> None:
-    from effv2_jax.evaluate import evaluate_run
-
-    step, results = evaluate_run(args.workdir, args.step)
-    if args.json:
-        print(json.dumps({"step": step} | results))
-        return
+    if bool(args.weights) != bool(args.config):
+        raise UserError("--weights and --config go together; a run is evaluated by --workdir alone")
+    from effv2_jax.evaluate import confidence_interval, evaluate_run, evaluate_weights
     from effv2_jax.progress import describe_results
 
-    print(f"step {step} | {describe_results(results)}")
+    if args.weights:
+        bundle, results = evaluate_weights(args.weights, args.config)
+        what: dict[str, Any] = {"weights": args.weights, "architecture": bundle.architecture.name}
+    else:
+        step, results = evaluate_run(args.workdir, args.step)
+        what = {"step": step}
+    intervals = {name: confidence_interval(shares["top1"], int(shares["count"])) for name, shares in results.items()}
+    if args.json:
+        print(json.dumps(what | results | {"top1_interval_95": intervals}))
+        return
+    print(f"{' '.join(map(str, what.values())) if args.weights else f'step {step}'} | {describe_results(results)}")
+    words = ", ".join(f"{name} {low:.2%} to {high:.2%}" for name, (low, high) in intervals.items())
+    print(f"95 % interval of top-1: {words}")
 
 
 def call_config(args: argparse.Namespace) -> None:
@@ -269,6 +291,37 @@ def call_bench(args: argparse.Namespace) -> None:
         workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
         results = stages.measure(args.config, Path(workdir), log)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
+
+
+def call_predict(args: argparse.Namespace) -> None:
+    import csv
+    import dataclasses
+
+    from effv2_jax.predict import find_images, predict
+    from effv2_jax.weights import read_weights
+
+    images = find_images(args.images)
+    bundle = read_weights(args.weights)
+    unreadable = 0
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    if args.csv:
+        table.writerow(["file", "rank", "label", "name", "probability"])
+    for number, prediction in enumerate(predict(bundle, images, args.top, args.batch_size), 1):
+        classes = list(zip(prediction.labels, prediction.names, prediction.probabilities, strict=True))
+        if prediction.error:
+            unreadable += 1
+            print(f"effv2: skipped {prediction.file}: {prediction.error}", file=sys.stderr)
+        elif args.json:
+            print(json.dumps({key: value for key, value in dataclasses.asdict(prediction).items() if key != "error"}))
+        elif args.csv:
+            table.writerows([prediction.file, rank, *row] for rank, row in enumerate(classes, 1))
+        else:
+            print(prediction.file, *(f"  {share:6.1%} {name}" for _, name, share in classes), sep="\n")
+        if sys.stderr.isatty() and not sys.stdout.isatty():
+            print(f"\r{number}/{len(images)}", end="\n" if number == len(images) else "", file=sys.stderr)
+    if unreadable:
+        print(f"effv2: {unreadable} of {len(images)} images could not be read", file=sys.stderr)
+        sys.exit(EXIT_UNREADABLE)
 
 
 def call_convert(args: argparse.Namespace) -> None:

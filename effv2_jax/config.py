@@ -84,10 +84,10 @@ def defaults() -> ConfigDict:
     listed.duration_percent = ()
 
     config.data = data = ConfigDict()
-    data.source = "tfds"  # 'tfds', 'folder' or 'digits'
-    data.name = "imagenet2012"  # TFDS name, or the folder's path; unused by 'digits'
+    data.source = "tfds"  # 'tfds', 'folder', 'csv' (DIR/SPLIT.csv with columns file,label) or 'digits'
+    data.name = "imagenet2012"  # TFDS name, or the path of the folder; unused by 'digits'
     data.data_dir = ""  # where TFDS keeps its data sets; '' is TFDS' default
-    data.train_split = "train"  # TFDS split, or a folder's subfolder
+    data.train_split = "train"  # TFDS split, a folder's subfolder, or a CSV file without its ending
     data.evaluation_split = "validation"
     data.num_examples = (
         0  # in the training split; where given it must be right, and the data need not be at hand to plan

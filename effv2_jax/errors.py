@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterable
 
 EXIT_MISTAKE = 2  # as argparse has it
+EXIT_UNREADABLE = 66  # EX_NOINPUT of sysexits.h: some of the images could not be read; the others were
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h: something that is needed is not there
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 

@@ -1,23 +1,29 @@
 """Exact evaluation: every example counted once, on any number of devices and processes."""
 
 import collections
+import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from effv2_jax import mesh as mesh_lib
 from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
 from effv2_jax.compile import Compiler, use_compilation_cache
 from effv2_jax.config import from_dict
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.data.pipeline import BrokenCounter, evaluation_batches
-from effv2_jax.data.sources import make_sources
+from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches
+from effv2_jax.data.sources import Source, make_sources
 from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh, put_batch
 from effv2_jax.progress import Results, say
-from effv2_jax.step import TrainState
+from effv2_jax.step import TrainState, make_evaluation_step
+from effv2_jax.weights import Bundle, read_weights
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:
@@ -64,6 +70,93 @@ def evaluate(
 def _shares(sums: collections.Counter) -> dict[str, float]:
     count = sums["count"]
     return {"count": count} | {key: sums[key] / max(count, 1) for key in ("top1", "top5", "loss")}
+
+
+def confidence_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of `count` examples; z = 1.96 is 95 %."""
+    if not count:
+        return 0.0, 1.0
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return center - half, center + half
+
+
+def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
+    """Evaluates weights of any format on the data of a config.
+
+    Network and normalisation are those of the weights; image size, crop and interpolation those of the config.
+
+    Args:
+      path: as `weights.read_weights`.
+      config: its data and evaluation.
+
+    Returns:
+      the weights, and their results as `evaluate` gives them.
+
+    Raises:
+      UserError: unreadable weights or data, or classes that the weights do not have.
+    """
+    bundle = read_weights(path)
+    mesh = make_mesh()
+    check_input(config, jax.process_count())
+    sources = make_sources(config)
+    if config.evaluation.batch_size % mesh.size:
+        raise UserError(f"the {mesh.size} devices do not divide config.evaluation.batch_size")
+    config = config.copy_and_resolve_references()
+    config.data.normalization = bundle.preprocess.normalization
+    source = with_labels_of(sources.evaluation, bundle)
+    replicated = mesh_lib.replicated(mesh)
+    step = jax.jit(make_evaluation_step(config, bundle.model), out_shardings=replicated)
+    batches = evaluation_batches(source, config, process_index=jax.process_index(), process_count=jax.process_count())
+    broken = BrokenCounter(source)
+    results = evaluate(step, jax.device_put(bundle.sets, replicated), batches, mesh, broken)
+    if broken.count:
+        say(f"unreadable images, left out: {broken.count}")
+    return bundle, results
+
+
+@dataclasses.dataclass
+class Relabelled:
+    """A source with other labels: `labels[old]` is the new one."""
+
+    source: Source
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        image, label = self.source.load(index)
+        return image, self.labels[label]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+
+def with_labels_of(source: Source, bundle: Bundle) -> Source:
+    """The source with the labels that weights give its classes: by name where they know the names, else by number.
+
+    Raises:
+      UserError: weights without a classifier, or for other classes.
+    """
+    names, known = source.class_names, bundle.class_names
+    if not bundle.num_classes:
+        raise UserError("these weights have no classifier to evaluate")
+    if set(names) <= set(known):
+        return Relabelled(source, tuple(known.index(name) for name in names), known)
+    by_number = names == tuple(map(str, range(len(names)))) and len(names) <= bundle.num_classes
+    if not by_number and len(names) != bundle.num_classes:
+        strange = [name for name in names if name not in known]
+        raise UserError(
+            f"the data have {len(names)} classes, the weights {bundle.num_classes}, and the weights do not know "
+            f"{', '.join(strange[:5])}{' and others' if len(strange) > 5 else ''}"
+        )
+    return source
 
 
 def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, Results]:

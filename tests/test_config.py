@@ -25,6 +25,7 @@ SHIPPED = [
     "digits.py",
     "folder.py",
     "folder.py:s,size=224",
+    "finetune.py",
 ]
 
 

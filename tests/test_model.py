@@ -211,6 +211,12 @@ def test_model_of_a_config_follows_stage_and_platform():
     assert (model.lowering, model.dropout_rate, model.survival_probability) == ("decomposed", stage.dropout_rate, 0.8)
     assert make_model(config, 1000, "tpu").lowering == "native"
     assert make_model(config, 1000, "tpu").dropout_rate == 0
+    config.model.padding = "symmetric"
+    assert make_model(config, 1000, "tpu").padding == "symmetric"
+    config.model.padding = "simmetric"
+    with pytest.raises(UserError, match=r"config\.model\.padding 'simmetric' is unknown; did you mean 'symmetric'"):
+        make_model(config, 1000, "cpu")
+    config.model.padding = "same"
     config.dtype = "float16"
     with pytest.raises(UserError, match=r"config\.dtype 'float16' is unknown; did you mean 'bfloat16'"):
         make_model(config, 1000, "cpu")

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from effv2_jax.errors import UserError, check_known
 
-SOURCES = ("tfds", "folder", "digits")
+SOURCES = ("tfds", "folder", "csv", "digits")
 
 
 class Source(Protocol):
@@ -60,6 +60,8 @@ def make_sources(config: ConfigDict) -> Sources:
         from effv2_jax.data.folder import folder_sources as make
     elif config.data.source == "tfds":
         from effv2_jax.data.tfds_source import tfds_sources as make
+    elif config.data.source == "csv":
+        from effv2_jax.data.csv_source import csv_sources as make
     else:
         from effv2_jax.data.digits import digits_sources as make
     sources = make(config)

@@ -1,0 +1,119 @@
+"""The most probable classes of images."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.folder import EXTENSIONS
+from effv2_jax.errors import UserError
+from effv2_jax.model import normalize
+from effv2_jax.preprocess import Image
+from effv2_jax.weights import Bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Classes of one image, most probable first; or why there are none."""
+
+    file: str
+    labels: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def find_images(arguments: Sequence[str]) -> dict[str, Image]:
+    """What the arguments name, as name -> path or bytes: files, all images below folders, and '-', standard input.
+
+    Standard input is one image, or the paths of images, one a line.
+
+    Raises:
+      UserError: a path that is not there, a folder without images, or nothing at all.
+    """
+    images: dict[str, Image] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-":
+            images |= _from_standard_input(sys.stdin.buffer.read())
+        elif path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+            if not found:
+                raise UserError(f"no images ({', '.join(EXTENSIONS)}) in '{path}'")
+            images |= {str(file): file for file in found}
+        elif path.exists():
+            images[argument] = path
+        else:
+            raise UserError(f"there is no image or folder '{argument}'")
+    return images
+
+
+def _from_standard_input(data: bytes) -> dict[str, Image]:
+    if b"\0" in data[:4096] or data[:4] in (b"GIF8",):  # no path holds a zero byte, every image's header does
+        return {"-": data}
+    paths = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
+    if not paths:
+        raise UserError("standard input is empty; '-' reads an image or the paths of images, one a line")
+    return {path: Path(path) for path in paths}
+
+
+def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    """Predictions in the order of `images`; what cannot be read is one with `error`.
+
+    Args:
+      bundle: weights with a classifier.
+      images: by name.
+      top: classes of each image.
+      batch_size: images computed together; the last batch is padded, so that one program serves all.
+
+    Raises:
+      UserError: weights without a classifier, or numbers below 1.
+    """
+    if not bundle.num_classes:
+        raise UserError("these weights have no classifier: `effv2 convert` dropped it, or the source had none")
+    if top < 1 or batch_size < 1:
+        raise UserError(f"--top={top} and --batch_size={batch_size} must be at least 1")
+    top = min(top, bundle.num_classes)
+    batch_size = min(batch_size, max(len(images), 1))
+    model, size = bundle.model, bundle.preprocess.image_size
+
+    @jax.jit
+    def best(variables: dict, pixels_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits: Any = model.apply(variables, normalize(pixels_BxSxSx3, bundle.preprocess.normalization))
+        return jax.lax.top_k(jax.nn.softmax(logits), top)
+
+    def pixels(image: Image) -> np.ndarray | str:
+        try:
+            return bundle.preprocess.pixels(image)
+        except (BrokenImage, OSError) as error:
+            return str(error)
+
+    variables = jax.device_put(bundle.variables)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for names in _batches(images, batch_size):
+            read = list(pool.map(pixels, [images[name] for name in names]))
+            batch = np.zeros((batch_size, size, size, 3), np.uint8)
+            for place, array in enumerate(read):
+                if isinstance(array, np.ndarray):
+                    batch[place] = array
+            probabilities, labels = jax.device_get(best(variables, batch))
+            for place, (name, array) in enumerate(zip(names, read, strict=True)):
+                if isinstance(array, str):
+                    yield Prediction(name, error=array)
+                    continue
+                chosen = tuple(map(int, labels[place]))
+                yield Prediction(
+                    name, chosen, tuple(map(bundle.name_of, chosen)), tuple(map(float, probabilities[place]))
+                )
+
+
+def _batches(names: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    names = list(names)
+    return (tuple(names[start : start + size]) for start in range(0, len(names), size))
