@@ -78,10 +78,10 @@ def open_tensors(path: str | os.PathLike) -> Tensors:
         raise UserError(f"weights '{path}' cannot be read: {error.strerror}; {READABLE} is wanted") from None
     if is_keras(start, path):
         return open_keras(path)
+    if is_safetensors(start):  # before a pickle, which the length of a header may look like
+        return open_safetensors(path)
     if is_torch(start, path):
         return open_torch(path)
-    if is_safetensors(start):
-        return open_safetensors(path)
     packed = start[:2] == b"\x1f\x8b" or path.suffix in (".tgz", ".tar")
     hint = "unpack it first" if packed else f"{READABLE} is wanted"
     raise UserError(f"'{path}' is no file of weights ({(len(start) and 'unknown content') or 'empty'}); {hint}")

@@ -9,6 +9,7 @@ from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
 from effv2_jax.compile import Compiler, make_model
 from effv2_jax.config import from_dict
 from effv2_jax.curriculum import Curriculum, Stage
+from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh
 from effv2_jax.preprocess import Preprocess
 from effv2_jax.weights.bundle import Bundle
@@ -32,6 +33,8 @@ def read_run(path: str | os.PathLike, which: str = "") -> Bundle:
     checkpoints = Checkpoints(epath.Path(path) / CHECKPOINTS, read_only=True)
     step = checkpoints.find(which or ("latest" if checkpoints.best() is None else "best"))
     run = checkpoints.restore_run(step)
+    if "class_names" not in run:
+        raise UserError(f"checkpoint {step} of '{path}' was saved by an older version, which did not keep the classes")
     config, class_names = from_dict(run["config"]), tuple(run["class_names"])
     stages = tuple(Stage(**stage) for stage in run["stages"])
     curriculum = Curriculum(stages, stages[-1].end_step)
