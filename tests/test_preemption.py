@@ -52,7 +52,15 @@ def test_asked_to_leave_it_saves_and_another_run_is_refused_meanwhile(tmp_path):
     assert "Ctrl-C once more leaves at once" in err and f"saved step {newest(tmp_path)} of" in err
 
 
-def test_a_second_interrupt_leaves_at_once():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as usual: a shell's background jobs start with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_leaves_at_once(interruptible):
     with Preemption() as preemption:
         signal.raise_signal(signal.SIGINT)
         assert preemption.reached()
