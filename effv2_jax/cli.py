@@ -242,14 +242,15 @@ def call_evaluate(args: argparse.Namespace) -> None:
     if args.weights:
         bundle, results = evaluate_weights(args.weights, args.config)
         what: dict[str, Any] = {"weights": args.weights, "architecture": bundle.architecture.name}
+        title = f"{args.weights} {bundle.architecture.name}"
     else:
         step, results = evaluate_run(args.workdir, args.step)
-        what = {"step": step}
+        what, title = {"step": step}, f"step {step}"
     intervals = {name: confidence_interval(shares["top1"], int(shares["count"])) for name, shares in results.items()}
     if args.json:
         print(json.dumps(what | results | {"top1_interval_95": intervals}))
         return
-    print(f"{' '.join(map(str, what.values())) if args.weights else f'step {step}'} | {describe_results(results)}")
+    print(f"{title} | {describe_results(results)}")
     words = ", ".join(f"{name} {low:.2%} to {high:.2%}" for name, (low, high) in intervals.items())
     print(f"95 % interval of top-1: {words}")
 

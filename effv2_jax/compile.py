@@ -29,7 +29,7 @@ from effv2_jax.architecture import get_architecture
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import check_known
 from effv2_jax.memory import return_freed_memory
-from effv2_jax.model import NORMALIZATIONS, EfficientNet
+from effv2_jax.model import NORMALIZATIONS, EfficientNet, fast_lowering
 from effv2_jax.optimizer import make_optimizer, make_schedule
 from effv2_jax.step import TrainState
 
@@ -72,7 +72,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage
     """The network of a config, regularised as `stage` says (None: for evaluation), lowered for 'cpu', 'tpu', ..."""
     lowering = config.model.lowering
     if lowering == "auto":
-        lowering = "decomposed" if platform == "cpu" else "native"
+        lowering = fast_lowering(platform)
     for field, value, known in (
         ("dtype", config.dtype, ("float32", "bfloat16")),
         ("model.lowering", lowering, ("native", "decomposed")),

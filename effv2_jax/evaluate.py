@@ -22,13 +22,8 @@ from effv2_jax.data.sources import Source, make_sources
 from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh, put_batch
 from effv2_jax.progress import Results, say
-from effv2_jax.step import TrainState, make_evaluation_step
+from effv2_jax.step import make_evaluation_step
 from effv2_jax.weights import Bundle, read_weights
-
-
-def weights_of(state: TrainState) -> dict[str, Any]:
-    """The sets of weights worth evaluating: {'raw': variables, 'ema': variables}, without 'ema' where it is off."""
-    return {"raw": state.variables} | ({"ema": state.ema} if state.ema else {})
 
 
 def evaluate(
@@ -107,12 +102,19 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     source = with_labels_of(sources.evaluation, bundle)
     replicated = mesh_lib.replicated(mesh)
     step = jax.jit(make_evaluation_step(config, bundle.model), out_shardings=replicated)
+    return bundle, _evaluate_once(step, jax.device_put(bundle.sets, replicated), source, config, mesh)
+
+
+def _evaluate_once(
+    evaluation_step: Callable, weights: dict[str, Any], source: Source, config: ConfigDict, mesh: Mesh
+) -> Results:
+    """`evaluate` on all of a source; says how many images could not be read."""
     batches = evaluation_batches(source, config, process_index=jax.process_index(), process_count=jax.process_count())
     broken = BrokenCounter(source)
-    results = evaluate(step, jax.device_put(bundle.sets, replicated), batches, mesh, broken)
+    results = evaluate(evaluation_step, weights, batches, mesh, broken)
     if broken.count:
         say(f"unreadable images, left out: {broken.count}")
-    return bundle, results
+    return results
 
 
 @dataclasses.dataclass
@@ -185,11 +187,4 @@ def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, R
     compiler = Compiler(config, curriculum, sources.num_classes, len(sources.train), mesh, log=lambda line: None)
     state, _ = checkpoints.restore(step, compiler.abstract_state)
     checkpoints.close()
-    batches = evaluation_batches(
-        sources.evaluation, config, process_index=jax.process_index(), process_count=jax.process_count()
-    )
-    broken = BrokenCounter(sources.evaluation)
-    results = evaluate(compiler.evaluation_step(), weights_of(state), batches, mesh, broken)
-    if broken.count:
-        say(f"unreadable images, left out: {broken.count}")
-    return step, results
+    return step, _evaluate_once(compiler.evaluation_step(), state.sets, sources.evaluation, config, mesh)

@@ -32,6 +32,11 @@ def normalize(images_BxHxWx3: Array, normalization: str, dtype: Any = jnp.float3
     return ((images_BxHxWx3.astype(jnp.float32) - offset) / scale).astype(dtype)
 
 
+def fast_lowering(platform: str) -> str:
+    """The lowering of convolutions that is fast on 'cpu', 'tpu', ... (see `layers.convolution`)."""
+    return "decomposed" if platform == "cpu" else "native"
+
+
 def initial_classifier(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
     """U(-r, r) with r = 1 / sqrt(classes), google/automl effnetv2_model.py `dense_kernel_initializer`."""
     limit = shape[1] ** -0.5

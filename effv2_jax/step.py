@@ -44,6 +44,11 @@ class TrainState:
         """The raw weights as the model takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def sets(self) -> dict[str, Any]:
+        """The sets of weights worth using: {'raw': variables, 'ema': variables}, without 'ema' where it is off."""
+        return {"raw": self.variables} | ({"ema": self.ema} if self.ema else {})
+
 
 def random_stream(seed: int, name: str, step: Array | int) -> Array:
     """The key of a named stream at a step."""

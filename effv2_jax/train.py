@@ -16,7 +16,7 @@ from effv2_jax.curriculum import make_curriculum, steps_of
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Preempted, UserError, takes_no_writing
-from effv2_jax.evaluate import evaluate, weights_of
+from effv2_jax.evaluate import evaluate
 from effv2_jax.initialize import arrays_to_start_from, start_from
 from effv2_jax.lock import exclusive
 from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
@@ -164,7 +164,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
             evaluation_step = compiler.evaluation_step()
         with stopwatch.measure("evaluate"):
             batches_once = evaluation_batches(sources.evaluation, config, **processes)
-            results = evaluate(evaluation_step, weights_of(state), batches_once, mesh, broken[1])
+            results = evaluate(evaluation_step, state.sets, batches_once, mesh, broken[1])
         score = results.get("ema", results["raw"])["top1"]
         if not best or score >= best["top1"]:
             best = {"top1": score, "step": step}

@@ -13,6 +13,25 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 
+@pytest.fixture
+def effv2(capsys, monkeypatch):
+    """Runs `effv2 ARGUMENTS` in this process, at the root of the project: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        from effv2_jax.cli import main
+
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos and weights (EFFV2_TEST_DATA, or `shared/data` beside the checkout)."""

@@ -8,26 +8,7 @@ from pathlib import Path
 import pytest
 from test_processes import command
 
-from effv2_jax.cli import main
-
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def effv2(capsys, monkeypatch):
-    """Runs `effv2 ARGUMENTS` in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(arguments)
-        except SystemExit as exit_:
-            code = exit_.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_models(effv2):

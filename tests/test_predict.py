@@ -10,7 +10,6 @@ import pytest
 from pictures_folder import write_photos
 
 from effv2_jax.architecture import get_architecture
-from effv2_jax.cli import main
 from effv2_jax.errors import UserError
 from effv2_jax.evaluate import confidence_interval, with_labels_of
 from effv2_jax.preprocess import Preprocess
@@ -39,20 +38,6 @@ def weights(tmp_path_factory):
 def photos(tmp_path):
     write_photos(tmp_path / "photos")
     return tmp_path / "photos"
-
-
-@pytest.fixture
-def effv2(capsys):
-    def call(*arguments):
-        code = 0
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_a_folder_in_three_forms(effv2, weights, photos):
@@ -84,10 +69,7 @@ def test_unreadable_files_are_reported_skipped_and_in_the_exit_code(effv2, weigh
         (["README.md", "--top=0"], "--top=0 and --batch_size=32 must be at least 1"),
     ],
 )
-def test_mistakes(effv2, weights, arguments, message, monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+def test_mistakes(effv2, weights, arguments, message):
     code, _, err = effv2("predict", f"--weights={weights}", *arguments)
     assert code == 2 and message in err
 
@@ -125,10 +107,7 @@ def listed(photos):
     return write, len(files)
 
 
-def test_weights_are_evaluated_on_a_csv_by_name_and_by_number(effv2, weights, listed, monkeypatch):
-    from pathlib import Path
-
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+def test_weights_are_evaluated_on_a_csv_by_name_and_by_number(effv2, weights, listed):
     write, count = listed
     for labels in (["cat", "bee"], ["2", "1"]):  # in another order than the weights have them
         folder = write((labels * count)[:count])
@@ -169,11 +148,8 @@ def test_confidence_interval_by_hand():
     assert confidence_interval(1.0, 10)[1] == pytest.approx(1.0) and confidence_interval(0.5, 0) == (0.0, 1.0)
 
 
-def test_published_weights_reach_what_keras_reaches(effv2, shared_data, monkeypatch):
+def test_published_weights_reach_what_keras_reaches(effv2, shared_data):
     """Keras, with PIL's bicubic resampling: 545 and 630 of 650 (`data/README.md`)."""
-    from pathlib import Path
-
-    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     code, out, err = effv2(
         "evaluate",
         f"--weights={shared_data / 'weights' / 'efficientnetv2-b0.weights.h5'}",

@@ -15,7 +15,6 @@ import torch_peers
 
 import effv2_jax
 from effv2_jax.architecture import get_architecture, names
-from effv2_jax.cli import main
 from effv2_jax.errors import UserError
 from effv2_jax.weights import Bundle, read_weights, write_weights
 from effv2_jax.weights.bundle import flatten, imagenet_class_names, released_preprocess, unflatten
@@ -143,9 +142,7 @@ def test_logits_and_endpoints_equal_pytorchs(tmp_path, peer, variant):
     assert bundle.architecture.name == variant
     x = np.random.default_rng(0).normal(size=(2, 65, 64, 3)).astype(np.float32)  # odd and even
     expected = {}
-    block_of = {}
     for stage, blocks in enumerate(model.blocks if peer == "timm" else model.features[1:-1]):
-        block_of[stage] = blocks
         blocks.register_forward_hook(lambda m, i, out, stage=stage: expected.__setitem__(stage, out.numpy()))
     with torch.no_grad():
         logits = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
@@ -172,7 +169,7 @@ def test_timm_and_training_dictionaries_load(b0, written, tmp_path):
     assert_equal(read_weights(tmp_path / "c.pth").variables, b0.variables)
 
 
-def write_automl(prefix, bundle, *, averages=True, head=True):
+def write_automl(prefix, bundle, *, averages=True):
     """A TensorFlow checkpoint as google/automl's main.py writes it: values, averages, slots and the step."""
     import tensorflow as tf
 
@@ -218,29 +215,18 @@ def test_load_gives_model_variables_and_preprocessing(written):
     assert jax.eval_shape(model.clone(num_classes=0).apply, variables, x).shape == (1, 1280)
 
 
-def convert(capsys, *arguments):
-    """(exit code, output, error)."""
-    code = 0
-    try:
-        main(["convert", *map(str, arguments)])
-    except SystemExit as end:
-        code = end.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_convert_says_what_it_made_and_drops_the_head(capsys, written, tmp_path):
-    code, out, _ = convert(capsys, written["keras"], tmp_path / "x.safetensors")
+def test_convert_says_what_it_made_and_drops_the_head(effv2, written, tmp_path):
+    code, out, _ = effv2("convert", written["keras"], tmp_path / "x.safetensors")
     assert code == 0 and out.startswith("weights of efficientnetv2-b0, 10 classes, 224 px: ")
-    code, out, _ = convert(capsys, tmp_path / "x.safetensors", tmp_path / "y.safetensors", "--head=drop")
+    code, out, _ = effv2("convert", tmp_path / "x.safetensors", tmp_path / "y.safetensors", "--head=drop")
     assert code == 0 and "no classifier" in out
     assert read_weights(tmp_path / "y.safetensors").num_classes == 0
-    code, out, _ = convert(capsys, tmp_path / "y.safetensors", tmp_path / "y.weights.h5")
+    code, out, _ = effv2("convert", tmp_path / "y.safetensors", tmp_path / "y.weights.h5")
     assert code == 0
     assert "classifier" not in read_weights(tmp_path / "y.weights.h5").variables["params"]
 
 
-def test_one_error_lists_all_that_does_not_fit(capsys, written, tmp_path):
+def test_one_error_lists_all_that_does_not_fit(effv2, written, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     arrays = load_file(written["timm"])
@@ -248,14 +234,14 @@ def test_one_error_lists_all_that_does_not_fit(capsys, written, tmp_path):
     arrays["extra"] = np.zeros(3, np.float32)
     arrays["bn1.weight"] = np.zeros(33, np.float32)
     save_file(arrays, tmp_path / "bad.safetensors")
-    code, _, err = convert(capsys, tmp_path / "bad.safetensors", tmp_path / "x.safetensors")
+    code, _, err = effv2("convert", tmp_path / "bad.safetensors", tmp_path / "x.safetensors")
     assert code == 2 and not (tmp_path / "x.safetensors").exists()
     assert (
         "is not efficientnetv2-b0 as timm writes it: 2 missing (blocks.0.0.conv.weight, bn2.bias); "
         "1 unexpected (extra); "
         "1 of another shape (bn1.weight [33] instead of [32])"
     ) in err
-    code, _, err = convert(capsys, written["timm"], tmp_path / "x.safetensors", "--architecture=efficientnetv2-b1")
+    code, _, err = effv2("convert", written["timm"], tmp_path / "x.safetensors", "--architecture=efficientnetv2-b1")
     assert code == 2 and "is not efficientnetv2-b1 as timm writes it" in err
 
 
@@ -305,14 +291,14 @@ def hostile_files(folder, written):
     }
 
 
-def test_damaged_and_hostile_files_are_refused_in_a_sentence(capsys, written, tmp_path):
+def test_damaged_and_hostile_files_are_refused_in_a_sentence(effv2, written, tmp_path):
     for name, message in hostile_files(tmp_path, written).items():
-        code, _, err = convert(capsys, tmp_path / name, tmp_path / "x.safetensors")
+        code, _, err = effv2("convert", tmp_path / name, tmp_path / "x.safetensors")
         assert code == 2 and err.startswith("effv2: error: ") and message in err, (name, err)
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_a_pickle_runs_no_code(capsys, tmp_path):
+def test_a_pickle_runs_no_code(effv2, tmp_path):
     torch_peers.import_peers()
     import torch
 
@@ -333,7 +319,7 @@ def test_a_pickle_runs_no_code(capsys, tmp_path):
     }.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            code, _, err = convert(capsys, tmp_path / name, tmp_path / "x.safetensors")
+            code, _, err = effv2("convert", tmp_path / name, tmp_path / "x.safetensors")
         assert code == 2 and message in err, (name, err)
     assert not (tmp_path / "pwned").exists()
 
@@ -342,8 +328,8 @@ def test_a_pickle_runs_no_code(capsys, tmp_path):
     ("name", "message"),
     [("x.onnx", "must end in .safetensors or .weights.h5"), ("no/such/x.safetensors", "cannot be written")],
 )
-def test_a_destination_that_cannot_be(capsys, written, tmp_path, name, message):
-    code, _, err = convert(capsys, written["effv2"], tmp_path / name)
+def test_a_destination_that_cannot_be(effv2, written, tmp_path, name, message):
+    code, _, err = effv2("convert", written["effv2"], tmp_path / name)
     assert code == 2 and message in err
 
 

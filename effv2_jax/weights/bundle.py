@@ -11,7 +11,7 @@ import numpy as np
 
 from effv2_jax.architecture import Architecture, Block
 from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS
-from effv2_jax.model import NORMALIZATIONS, EfficientNet
+from effv2_jax.model import NORMALIZATIONS, EfficientNet, fast_lowering
 from effv2_jax.preprocess import Preprocess
 
 FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ class Bundle:
             self.num_classes,
             padding=self.padding,
             batch_norm_epsilon=self.batch_norm_epsilon,
-            lowering="decomposed" if jax.default_backend() == "cpu" else "native",
+            lowering=fast_lowering(jax.default_backend()),
         )
 
     def name_of(self, label: int) -> str:

@@ -20,7 +20,7 @@ from effv2_jax.weights.bundle import (
     unflatten,
 )
 from effv2_jax.weights.keras_file import is_keras, open_keras, write_keras
-from effv2_jax.weights.mapping import OWN, Entry, entries
+from effv2_jax.weights.mapping import FOREIGN_FAMILIES, OWN, Entry, entries
 from effv2_jax.weights.recognize import Match, check_complete, recognize
 from effv2_jax.weights.run import is_run, read_run
 from effv2_jax.weights.safetensors_file import METADATA_KEY, is_safetensors, open_safetensors, write_safetensors
@@ -173,7 +173,7 @@ def _check_representable(bundle: Bundle, format: str) -> None:
     if format == OWN:
         return
     reasons = []
-    if bundle.architecture.family not in ("efficientnet", "efficientnetv2"):
+    if bundle.architecture.family not in FOREIGN_FAMILIES:
         reasons.append(f"a network of family '{bundle.architecture.family}'")
     if bundle.padding != "same":
         reasons.append("symmetric padding")

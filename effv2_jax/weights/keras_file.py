@@ -5,7 +5,6 @@ Arrays are named 'LAYER/NUMBER', the layer's weights by their order.
 
 import collections
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from effv2_jax.errors import UserError
 from effv2_jax.weights.mapping import Entry
-from effv2_jax.weights.tensors import MAX_ARRAYS, MAX_VALUES, Tensors, damaged
+from effv2_jax.weights.tensors import MAX_ARRAYS, MAX_VALUES, Tensors, damaged, written_whole, zip_members
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _IN_ARCHIVE = "model.weights.h5"
@@ -23,15 +22,7 @@ _CLASSES = {"conv": "conv2d", "depthwise": "depthwise_conv2d", "dense": "dense",
 
 def is_keras(start: bytes, path: Path) -> bool:
     """Whether a file is HDF5, or a zip archive with Keras' weights in it."""
-    if start.startswith(_SIGNATURE):
-        return True
-    if start[:4] != b"PK\x03\x04":
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _IN_ARCHIVE in archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise damaged(str(path), error) from error
+    return start.startswith(_SIGNATURE) or _IN_ARCHIVE in zip_members(start, path)
 
 
 def open_keras(path: Path) -> Tensors:
@@ -97,17 +88,12 @@ def write_keras(path: Path, arrays: list[tuple[Entry, np.ndarray]]) -> None:
     """
     counts: collections.Counter[str] = collections.Counter()
     places: dict[str, str] = {}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for entry, array in arrays:
-                layer, _, number = entry.name.partition("/")
-                if layer not in places:
-                    kind = _CLASSES[entry.kind]
-                    places[layer] = f"layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
-                    counts[kind] += 1
-                    file.create_group(f"{places[layer]}/vars").attrs["name"] = layer
-                file[f"{places[layer]}/vars/{number}"] = array
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        for entry, array in arrays:
+            layer, _, number = entry.name.partition("/")
+            if layer not in places:
+                kind = _CLASSES[entry.kind]
+                places[layer] = f"layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
+                counts[kind] += 1
+                file.create_group(f"{places[layer]}/vars").attrs["name"] = layer
+            file[f"{places[layer]}/vars/{number}"] = array

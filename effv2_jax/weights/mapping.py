@@ -13,8 +13,9 @@ import numpy as np
 
 from effv2_jax.architecture import Architecture, Block
 
-OWN, FOREIGN = "effv2", ("automl", "keras", "timm", "torchvision")
-FORMATS = (OWN, *FOREIGN)
+OWN = "effv2"
+FORMATS = (OWN, "automl", "keras", "timm", "torchvision")
+FOREIGN_FAMILIES = ("efficientnet", "efficientnetv2")  # of architectures, that others have too
 
 # Ours -> automl, Keras, timm, torchvision. {stage} counts from 0, {Stage} from 1, {repeat} and {letter} within a stage.
 _STEM = {
@@ -116,7 +117,7 @@ def entries(architecture: Architecture, num_classes: int, format: str) -> list[E
     """Every array of a network in the order of its computation; without a classifier where `num_classes` is 0.
 
     Args:
-      architecture: of family 'efficientnet' or 'efficientnetv2'; any for our own format.
+      architecture: of FOREIGN_FAMILIES; any for our own format.
       num_classes: of the classifier.
       format: one of FORMATS.
     """

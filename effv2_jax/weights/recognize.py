@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from effv2_jax import architecture as architectures
 from effv2_jax.architecture import Architecture, get_architecture
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.weights.mapping import Entry, entries
+from effv2_jax.weights.mapping import FOREIGN_FAMILIES, Entry, entries
 from effv2_jax.weights.tensors import Tensors
 
 _HEAD = "params/classifier/"
@@ -70,7 +70,7 @@ def check_complete(tensors: Tensors, expected: Sequence[Entry], what: str) -> No
 
 
 def _candidate(tensors: Tensors, format: str, architecture: Architecture) -> Match | None:
-    if architecture.family not in ("efficientnet", "efficientnetv2"):
+    if architecture.family not in FOREIGN_FAMILIES:
         return None
     with_head = entries(architecture, 1, format)
     bias = next(entry.name for entry in with_head if entry.path == f"{_HEAD}bias")

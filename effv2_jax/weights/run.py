@@ -41,12 +41,11 @@ def read_run(path: str | os.PathLike, which: str = "") -> Bundle:
     compiler = Compiler(config, curriculum, len(class_names), 1, make_mesh())
     state, _ = checkpoints.restore(step, compiler.abstract_state)
     checkpoints.close()
-    sets = {"raw": state.variables} | ({"ema": state.ema} if state.ema else {})
     model = make_model(config, len(class_names), jax.default_backend())
     return Bundle(
         architecture=model.architecture,
         num_classes=model.num_classes,
-        sets=jax.device_get(sets),
+        sets=jax.device_get(state.sets),
         preprocess=Preprocess(
             config.evaluation.image_size,
             config.data.evaluation_crop,

@@ -1,6 +1,5 @@
 """Safetensors: our own format, and timm's. The library checks header and offsets before anything is read."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from effv2_jax.weights.mapping import OWN
-from effv2_jax.weights.tensors import Tensors, damaged
+from effv2_jax.weights.tensors import Tensors, damaged, written_whole
 
 METADATA_KEY = "effv2_jax"
 
@@ -37,11 +36,8 @@ def without_counters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int,
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes the file as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(arrays, temporary, metadata)
-        os.replace(temporary, path)
-    except SafetensorError as error:  # of its own writing to the disk
-        raise OSError(str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        try:
+            save_file(arrays, temporary, metadata)
+        except SafetensorError as error:  # of its own writing to the disk
+            raise OSError(str(error)) from error

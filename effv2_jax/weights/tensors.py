@@ -1,8 +1,12 @@
 """What a file of weights holds, before any of it is read: names, shapes, and the formats it may be of."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -50,6 +54,28 @@ class Tensors:
         if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
             raise UserError(f"'{self.path}': {name} is {array.dtype}, not floating-point")
         return np.asarray(array, np.float32)
+
+
+def zip_members(start: bytes, path: Path) -> list[str]:
+    """Names in a zip archive that begins with `start`; [] for any other file; raises UserError where it is damaged."""
+    if start[:4] != b"PK\x03\x04":
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise damaged(str(path), error) from error
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the name `path` at the end of the block, or is gone where that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def damaged(path: str, error: BaseException) -> UserError:

@@ -9,7 +9,7 @@ import numpy as np
 
 from effv2_jax.errors import UserError
 from effv2_jax.weights.safetensors_file import without_counters
-from effv2_jax.weights.tensors import Tensors, damaged
+from effv2_jax.weights.tensors import Tensors, damaged, zip_members
 
 # Where training scripts keep the weights in a larger dictionary; averages first.
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -17,15 +17,8 @@ _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 def is_torch(start: bytes, path: Path) -> bool:
     """Whether a file begins as a pickle, or is a zip archive with PyTorch's records."""
-    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return True
-    if start[:4] != b"PK\x03\x04":
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise damaged(str(path), error) from error
+    pickled = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    return pickled or any(name.endswith("data.pkl") for name in zip_members(start, path))
 
 
 def open_torch(path: Path) -> Tensors:
