@@ -83,6 +83,8 @@ def run(arguments: list[str]) -> None:
     parsed = make_parser().parse_args([argument for argument in arguments if argument not in overrides])
     if overrides and not hasattr(parsed, "config"):
         raise UserError(f"'effv2 {parsed.verb}' takes no config, but {overrides[0]} was given")
+    if overrides and not parsed.config:
+        raise UserError(f"{overrides[0]} was given without --config")
     if getattr(parsed, "config", None):
         parsed.config = load_config(parsed.config, overrides)
     parsed.call(parsed)

@@ -64,6 +64,7 @@ def test_config_prints_what_an_override_made(effv2):
         (("train", "--config=configs/digits.py", "--workdir=W", "--config.data.interpolation=b"), "known: bilinear"),
         (("evaluate", "--workdir=W"), "holds no training run"),
         (("models", "--config.seed=1"), "'effv2 models' takes no config"),
+        (("evaluate", "--workdir=W", "--config.seed=1"), "--config.seed=1 was given without --config"),
         (("train", "--config=configs/digits.py"), "required: --workdir"),
         (("trian",), "invalid choice: 'trian'"),
     ],
