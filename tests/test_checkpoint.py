@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import compiler_of, tiny_config
 
 from effv2_jax.checkpoint import Checkpoints, damage_of, set_damaged_aside
 from effv2_jax.checksums import CHECKSUMS
@@ -52,6 +53,18 @@ def test_state_and_record_come_back_as_one(tmp_path):
         state, record = checkpoints.restore(step, ABSTRACT)
         np.testing.assert_array_equal(state["w"], [step] * 3)
         assert record == checkpoints.restore_run(step) == {"step": step, "note": "ab"}
+    checkpoints.close()
+
+
+def test_a_state_with_frozen_parameters_comes_back(tmp_path):
+    compiler, _ = compiler_of(tiny_config(optimizer__learning_rate_multipliers=(("block_", 0.0), (".*", 0.5))))
+    state = compiler.initial_state()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"step": 1}, None)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, compiler.abstract_state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
     checkpoints.close()
 
 
