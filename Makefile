@@ -13,9 +13,9 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[dev]
 	touch $@
 
-# PyTorch, timm and torchvision: the tests that compare with them are skipped without
+# PyTorch, timm, torchvision, ONNX: the tests that compare with them are skipped without
 peers: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[peers]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[peers,export]
 
 demo: install
 	$(BIN)/effv2 train --config=configs/digits.py --workdir=runs/demo

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,20 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
     convert.add_argument("--format", default="auto", choices=["auto", "effv2", "timm", "keras"], help="of DST")
     convert.add_argument("--head", default="keep", choices=["keep", "drop"], help="the classifier")
+
+    export = verb("export", call_export, "write the network for other programs, and compare it with JAX")
+    export.add_argument("source", metavar="SRC", help="weights of any format that convert reads, or a run")
+    export.add_argument("destination", metavar="DST", help="NAME.stablehlo, .onnx, .tflite, or a SavedModel's folder")
+    export.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
+    export.add_argument("--output", default="logits", choices=["logits", "probabilities", "features"])
+    export.add_argument(
+        "--preprocessing",
+        default="include",
+        choices=["include", "exclude"],
+        help="include: takes uint8 pixels and normalises them; exclude: takes normalised float32",
+    )
+    export.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="by default that of SRC")
+    export.add_argument("--compare", nargs="+", default=[], metavar="IMAGE|FOLDER", help="photos to compare on")
 
     models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
     models.add_argument("--json", action="store_true", help="print JSON")
@@ -339,6 +353,39 @@ def call_convert(args: argparse.Namespace) -> None:
     head = f"{bundle.num_classes} classes" if bundle.num_classes else "no classifier"
     which = "averaged weights" if "ema" in bundle.sets else "weights"
     print(f"{which} of {bundle.architecture.name}, {head}, {bundle.preprocess.image_size} px: {args.destination}")
+
+
+def call_export(args: argparse.Namespace) -> None:
+    import dataclasses
+
+    from effv2_jax.data.decode import BrokenImage
+    from effv2_jax.export import Program, export
+    from effv2_jax.predict import find_images
+    from effv2_jax.weights import read_weights
+
+    images = find_images(args.compare)
+    bundle = read_weights(args.source, args.architecture)
+    if args.image_size:
+        if args.image_size < 32:
+            raise UserError(f"--image_size={args.image_size} is too small; the network halves it five times")
+        preprocess = dataclasses.replace(bundle.preprocess, image_size=args.image_size)
+        bundle = dataclasses.replace(bundle, preprocess=preprocess)
+    program = Program(bundle, args.output, args.preprocessing == "include")
+
+    def pixels() -> Iterator[Any]:
+        for name, image in images.items():
+            try:
+                yield bundle.preprocess.pixels(image)
+            except (BrokenImage, OSError) as error:
+                raise UserError(f"'{name}' is no readable image: {error}") from None
+
+    result = export(program, args.destination, pixels())
+    print(f"{bundle.architecture.name}, {args.output}, {bundle.preprocess.image_size} px: {args.destination}")
+    what = f"{result.images} images" if images else f"{result.images} images of noise"
+    print(
+        f"{result.runtime} against JAX on {what}: largest difference {result.difference:.2g}, with {args.output} up to "
+        f"{result.largest:.3g}; the same largest output on {result.same_best}"
+    )
 
 
 def call_models(args: argparse.Namespace) -> None:

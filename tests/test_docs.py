@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from pictures_folder import write_photos
 
@@ -71,6 +73,8 @@ def test_the_effv2_commands_run(tmp_path):
             environment[name] = value
         if "effv2" not in words:
             continue
+        if any(word.endswith(".onnx") for word in words):
+            pytest.importorskip("jax2onnx", reason="needs ONNX: make peers")
         words = [{"effv2": effv2, "python": sys.executable}.get(word, word) for word in words]
         if "train" in words or "bench" in words:
             if "tfds" in command:  # covered with generated data by tests/data/test_sources.py
@@ -82,3 +86,10 @@ def test_the_effv2_commands_run(tmp_path):
         assert result.stdout
         ran += 1
     assert ran >= 10
+    # What the pages show in Python uses what the commands made.
+    for name in ("a.jpg", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((50, 40, 3), np.uint8))
+    for page in PAGES:
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        result = run([sys.executable, "-c", "\n".join(blocks)], tmp_path)
+        assert result.returncode == 0, (page, result.stderr)
