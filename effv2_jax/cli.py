@@ -96,8 +96,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, call: Any, text: str, config: bool = False) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def verb(name: str, call: Any, text: str, config: bool = False, of: Any = verbs) -> argparse.ArgumentParser:
+        verb = of.add_parser(name, help=text, description=text, allow_abbrev=False)
         verb.set_defaults(call=call)
         if config:
             verb.add_argument(
@@ -133,10 +133,18 @@ def make_parser() -> argparse.ArgumentParser:
     stages.add_argument("--json", action="store_true", help="print JSON")
     stages.add_argument("--picture", default="", metavar="FILE", help="draw them, as .svg or .png")
 
-    bench = verb("bench", call_bench, "measure: the stalls between stages", config=True)
-    bench.add_argument("what", choices=["stages"], help="stages: cold start and the stall at each boundary")
-    bench.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
-    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench = verb("bench", None, "measure: the stalls between stages, the parity with other libraries")
+    kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+    stalls = verb("stages", call_bench_stages, "cold start, and the stall at each boundary", config=True, of=kinds)
+    stalls.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
+    stalls.add_argument("--json", action="store_true", help="print JSON")
+    parity = verb("parity", call_bench_parity, "our networks against those of Keras, timm and torchvision", of=kinds)
+    parity.add_argument("--variant", nargs="+", default=[], help="by default all that another library has")
+    parity.add_argument("--peer", nargs="+", default=[], help="keras, timm, torchvision; by default all")
+    parity.add_argument("--size", type=int, default=0, metavar="PIXELS", help="by default each one's for evaluation")
+    form = parity.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--page", action="store_true", help="print docs/parity.md")
 
     predict = verb("predict", call_predict, "name what is on images")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-", help="-: an image or paths on standard input")
@@ -297,17 +305,33 @@ def call_stages(args: argparse.Namespace) -> None:
         print(tables.to_text(tables.stages_table(curriculum, args.config, num_examples)), end="")
 
 
-def call_bench(args: argparse.Namespace) -> None:
+def call_bench_stages(args: argparse.Namespace) -> None:
     from effv2_jax import tables
     from effv2_jax.bench import stages
 
-    def log(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with contextlib.ExitStack() as stack:
         workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-        results = stages.measure(args.config, Path(workdir), log)
+        results = stages.measure(args.config, Path(workdir), _log)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
+
+
+def call_bench_parity(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.bench import parity
+
+    rows = parity.measure(args.variant, args.peer, args.size, _log)
+    if args.json or args.page:
+        print(json.dumps(rows, indent=1) if args.json else parity.page(rows), end="")
+        return
+    for headers, cells in parity.tables(rows):
+        table = tables.empty_table(*headers)
+        for row in cells:
+            table.add_row(*row)
+        print(tables.to_text(table), end="")
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def call_predict(args: argparse.Namespace) -> None:

@@ -76,7 +76,9 @@ def test_the_effv2_commands_run(tmp_path):
         if any(word.endswith(".onnx") for word in words):
             pytest.importorskip("jax2onnx", reason="needs ONNX: make peers")
         words = [{"effv2": effv2, "python": sys.executable}.get(word, word) for word in words]
-        if "train" in words or "bench" in words:
+        if "parity" in words:
+            words += ["--variant", "efficientnetv2-b0", "--peer", "keras", "--size=32"]
+        elif "train" in words or "bench" in words:
             if "tfds" in command:  # covered with generated data by tests/data/test_sources.py
                 words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]
                 words += ["--config.data.source=folder", "--config.data.name=PHOTOS", "--config.data.train_split=train"]

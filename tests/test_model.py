@@ -1,21 +1,20 @@
-"""The network against Keras' EfficientNetV2, and what its options promise."""
+"""What the options of the network promise, and its answers with published weights."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import keras
-import keras_peer
 import numpy as np
 import pytest
 
 from effv2_jax.architecture import Architecture, Block, count_parameters, count_variables, get_architecture
+from effv2_jax.bench.peers import import_keras
 from effv2_jax.compile import make_model
 from effv2_jax.config import defaults
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.layers import update_batch_stats
 from effv2_jax.model import EfficientNet, normalize
+from effv2_jax.weights import read_weights
 
 TINY = get_architecture(
     "efficientnetv2-b0",
@@ -42,44 +41,12 @@ def test_parameters_are_as_many_as_the_architecture_counts(name):
     assert size_of(shapes) == count_variables(architecture)
 
 
-@pytest.fixture(scope="module")
-def keras_b0():
-    model = keras.applications.EfficientNetV2B0(
-        weights=None, include_preprocessing=False, input_shape=(65, 65, 3), classes=10, classifier_activation=None
-    )
-    keras_peer.randomize(model, seed=0)
-    return model
-
-
-@pytest.mark.parametrize("lowering", ["native", "decomposed"])
-def test_logits_and_endpoints_equal_keras(keras_b0, lowering):
-    architecture = get_architecture("efficientnetv2-b0")
-    variables = keras_peer.variables_of(keras_b0, architecture)
-    x = images(0, 2, 65)  # odd sizes come up in progressive learning
-    outputs = {
-        "reduction_1": "block1a_project_activation",
-        "reduction_2": "block2b_add",
-        "reduction_3": "block3b_add",
-        "reduction_4": "block5e_add",
-        "reduction_5": "block6h_add",
-        "head": "top_activation",
-        "pooled": "avg_pool",
-    }
-    peer = keras.Model(keras_b0.input, [keras_b0.get_layer(n).output for n in outputs.values()] + [keras_b0.output])
-    *expected, expected_logits = peer.predict(x, verbose=0)
-
-    model = EfficientNet(architecture, 10, lowering=lowering)
-    logits, state = jax.jit(lambda v, x: model.apply(v, x, mutable=["endpoints"]))(variables, x)
-    for name, value in zip(outputs, expected, strict=True):
-        ours = state["endpoints"][name][0]
-        assert np.abs(ours - value).max() <= 1e-4 * np.abs(value).max(), name
-    assert np.abs(logits - expected_logits).max() <= 1e-4 * np.abs(expected_logits).max()
-
-
 def test_real_weights_classify_real_photos_as_in_keras(shared_data):
+    keras = import_keras()
+    weights = shared_data / "weights" / "efficientnetv2-b0.weights.h5"
     model = keras.applications.EfficientNetV2B0(weights=None)
-    model.load_weights(shared_data / "weights" / "efficientnetv2-b0.weights.h5")
-    variables = keras_peer.variables_of(model, get_architecture("efficientnetv2-b0"))
+    model.load_weights(weights)
+    variables = read_weights(weights).variables
     paths = sorted((shared_data / "ilsvrc_val").glob("*.JPEG"))[:16]
     pixels = np.stack([keras.utils.img_to_array(keras.utils.load_img(path, target_size=(224, 224))) for path in paths])
     expected = model.predict(pixels, verbose=0)
@@ -87,52 +54,6 @@ def test_real_weights_classify_real_photos_as_in_keras(shared_data):
     logits = jax.jit(lambda x: network.apply(variables, normalize(x, "imagenet")))(pixels.astype(np.uint8))
     np.testing.assert_array_equal(np.argmax(logits, 1), np.argmax(expected, 1))
     np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-4)
-
-
-def test_loss_gradients_and_statistics_equal_keras_in_training(keras_b0):
-    architecture = get_architecture("efficientnetv2-b0")
-    # Keras with no dropout at all: its model with every rate set to 0.
-    config = keras_b0.get_config()
-    for layer in config["layers"]:
-        if layer["class_name"] == "Dropout":
-            layer["config"]["rate"] = 0.0
-    peer = keras.Model.from_config(config)
-    peer.set_weights(keras_b0.get_weights())
-    variables = keras_peer.variables_of(peer, architecture)
-    x, labels = images(1, 4, 65), np.array([1, 5, 9, 0])
-
-    def loss_of(logits):
-        return -jax.nn.log_softmax(logits)[np.arange(4), labels].mean()
-
-    def peer_loss(trainable, non_trainable):
-        logits, non_trainable = peer.stateless_call(trainable, non_trainable, x, training=True)
-        return loss_of(logits), non_trainable
-
-    trainable = [v.value for v in peer.trainable_variables]
-    non_trainable = [v.value for v in peer.non_trainable_variables]
-    (expected_loss, new), grads = jax.jit(jax.value_and_grad(peer_loss, has_aux=True))(trainable, non_trainable)
-    for variable, value in zip(peer.non_trainable_variables, new, strict=True):
-        variable.assign(value)
-    for variable, value in zip(peer.trainable_variables, grads, strict=True):
-        variable.assign(value)
-    expected = keras_peer.variables_of(peer, architecture)  # gradients in the place of parameters
-
-    model = EfficientNet(architecture, 10, lowering="decomposed")
-
-    def our_loss(params):
-        variables_now = {"params": params, "batch_stats": variables["batch_stats"]}
-        logits, updates = model.apply(variables_now, x, train=True, mutable=["group_stats"])
-        return loss_of(logits), updates["group_stats"]
-
-    (loss, group_stats), grads = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(variables["params"])
-    batch_stats = update_batch_stats(variables["batch_stats"], group_stats, 0.9)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
-    for ours, theirs in ((grads, expected["params"]), (batch_stats, expected["batch_stats"])):
-        # A shift that a later batch norm takes away has gradient 0, but for rounding: the floor is for it.
-        floor = 1e-5 * np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(theirs)))
-        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-            difference, size = np.linalg.norm(a - b), np.linalg.norm(b)
-            assert difference <= 1e-3 * size + floor, (jax.tree_util.keystr(path), difference, size)
 
 
 @pytest.fixture(scope="module")

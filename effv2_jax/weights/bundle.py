@@ -86,6 +86,22 @@ def torchvision_preprocess(architecture: Architecture) -> Preprocess:
     return Preprocess(released.image_size, "center", "bilinear", "imagenet")
 
 
+def foreign_bundle(format: str, architecture: Architecture, num_classes: int, sets: dict[str, Variables]) -> Bundle:
+    """Weights with what their arrays do not tell, as the other library has it; `format` is one of `mapping.FORMATS`."""
+    torchvision = format == "torchvision"
+    # torchvision's V1 has PyTorch's epsilon but for B5 to B7 (its `efficientnet.py`).
+    own_epsilon = architecture.family == "efficientnetv2" or architecture.name[-2:] in ("b5", "b6", "b7")
+    return Bundle(
+        architecture,
+        num_classes,
+        sets,
+        preprocess=(torchvision_preprocess if torchvision else released_preprocess)(architecture),
+        class_names=imagenet_class_names() if num_classes == len(imagenet_class_names()) else (),
+        padding="symmetric" if torchvision else "same",
+        batch_norm_epsilon=1e-5 if torchvision and not own_epsilon else 1e-3,
+    )
+
+
 def to_metadata(bundle: Bundle) -> str:
     """Everything but the arrays, as JSON."""
     return json.dumps(

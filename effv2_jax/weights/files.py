@@ -12,16 +12,14 @@ from effv2_jax.weights.bundle import (
     Bundle,
     Variables,
     flatten,
+    foreign_bundle,
     from_metadata,
-    imagenet_class_names,
-    released_preprocess,
     to_metadata,
-    torchvision_preprocess,
     unflatten,
 )
 from effv2_jax.weights.keras_file import is_keras, open_keras, write_keras
 from effv2_jax.weights.mapping import FOREIGN_FAMILIES, OWN, Entry, entries
-from effv2_jax.weights.recognize import Match, check_complete, recognize
+from effv2_jax.weights.recognize import check_complete, recognize
 from effv2_jax.weights.run import is_run, read_run
 from effv2_jax.weights.safetensors_file import METADATA_KEY, is_safetensors, open_safetensors, write_safetensors
 from effv2_jax.weights.tensors import Tensors, damaged
@@ -51,17 +49,7 @@ def read_weights(path: str | os.PathLike, architecture: str = "auto") -> Bundle:
     if tensors.formats == (OWN,):
         return _read_own(tensors)
     match = recognize(tensors, architecture)
-    torchvision = match.format == "torchvision"
-    v1 = match.architecture.family == "efficientnet"
-    return Bundle(
-        architecture=match.architecture,
-        num_classes=match.num_classes,
-        sets=_read_sets(tensors, match.entries),
-        preprocess=(torchvision_preprocess if torchvision else released_preprocess)(match.architecture),
-        class_names=imagenet_class_names() if match.num_classes == len(imagenet_class_names()) else (),
-        padding="symmetric" if torchvision else "same",
-        batch_norm_epsilon=1e-5 if torchvision and v1 and _torchvision_default_epsilon(match) else 1e-3,
-    )
+    return foreign_bundle(match.format, match.architecture, match.num_classes, _read_sets(tensors, match.entries))
 
 
 def open_tensors(path: str | os.PathLike) -> Tensors:
@@ -116,11 +104,6 @@ def _read(tensors: Tensors, names: dict[Entry, str]) -> Variables:
             raise damaged(tensors.path, ValueError(f"{name} is {list(array.shape)}"))
         arrays[entry.path] = entry.to_ours(array)
     return unflatten(arrays)
-
-
-def _torchvision_default_epsilon(match: Match) -> bool:
-    """torchvision's V1 has PyTorch's epsilon but for B5 to B7 (its `efficientnet.py`)."""
-    return match.architecture.name not in ("efficientnet-b5", "efficientnet-b6", "efficientnet-b7")
 
 
 def format_of(path: str | os.PathLike) -> str:

@@ -138,7 +138,7 @@ def entries(architecture: Architecture, num_classes: int, format: str) -> list[E
 def _modules(architecture: Architecture, num_classes: int) -> Iterator[tuple[str, tuple[str, ...], dict, dict]]:
     """(our module, its names in _IN_BLOCK's columns with places open, the places, {leaf: (shape, kind)})."""
     stem, head = architecture.stem_filters, architecture.head_filters
-    stages = _stages(architecture.blocks)
+    stages = block_places(architecture.blocks)
     last = stages[-1][0] + 2
     for module, names in _STEM.items():
         yield module, names, {}, _conv(3, 3, stem) if module == "stem_conv" else _batch_norm(stem)
@@ -203,7 +203,7 @@ def _batch_norm(channels: int) -> dict:
     return {leaf: ((channels,), "vector") for leaf in ("scale", "shift", "mean", "var")}
 
 
-def _stages(blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
+def block_places(blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
     """(stage, place in it) of each block: a new stage begins where a block does not repeat the one before."""
     places = [(0, 0)]
     for before, block in itertools.pairwise(blocks):
