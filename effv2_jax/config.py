@@ -93,11 +93,13 @@ def defaults() -> ConfigDict:
         0  # in the training split; where given it must be right, and the data need not be at hand to plan
     )
     data.holdout_percent = 0.0  # folder without an evaluation subfolder: share of each class held out for evaluation
-    data.crop_area = (0.05, 1.0)  # random resized crop: share of the image's area; V1 and B0-B3 use (0.08, 1.0)
+    # Random resized crop: share of the image's area; V1 and B0-B3 use (0.08, 1.0); (1.0, 1.0) is the whole, squashed.
+    data.crop_area = (0.05, 1.0)
     data.crop_aspect_ratio = (3 / 4, 4 / 3)  # width / height
     data.interpolation = "bilinear"  # or 'bicubic' (V1 and B0-B3)
     data.flip = True  # horizontally, with probability 0.5
-    data.augmentation = "randaugment"  # 'randaugment', 'autoaugment' (policy v0) or 'none'
+    # 'randaugment', 'autoaugment' (policy v0), 'cutout' (noise in a square of half the size, for fine-tuning) or 'none'
+    data.augmentation = "randaugment"
     data.randaugment_layers = 2  # operations an image
     # 'v2': centre crop below 320 px, else squash; 'v1': centre crop; 'center': the largest square; 'squash': no crop
     data.evaluation_crop = "v2"

@@ -26,6 +26,10 @@ SHIPPED = [
     "folder.py",
     "folder.py:s,size=224",
     "finetune.py",
+    "finetune.py:s,data=cifar10",
+    "finetune.py:b1,data=cifar100",
+    "finetune.py:m,data=flowers",
+    "finetune.py:l,data=cars,recipe=automl",
 ]
 
 

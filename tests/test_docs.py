@@ -79,9 +79,10 @@ def test_the_effv2_commands_run(tmp_path):
         if "parity" in words:
             words += ["--variant", "efficientnetv2-b0", "--peer", "keras", "--size=32"]
         elif "train" in words or "bench" in words:
-            if "tfds" in command:  # covered with generated data by tests/data/test_sources.py
+            if "tfds" in command or ",data=" in command:  # covered with generated data by tests/data/test_sources.py
                 words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]
                 words += ["--config.data.source=folder", "--config.data.name=PHOTOS", "--config.data.train_split=train"]
+                words += ["--config.data.evaluation_split=validation"]
             words = [re.sub(r"gs://BUCKET", "bucket", word) for word in words] + SMALL
         result = run(words, tmp_path, **environment)
         assert result.returncode == 0, (command, result.stderr)

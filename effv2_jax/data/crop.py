@@ -32,11 +32,13 @@ def random_crop_box(
     The aspect ratio (width / height) is uniform in its range; the height is uniform among the whole numbers between
     those that give the smallest and the largest area and fit into the image, and moves by one where rounding the
     width has put the area out of its range; the place is uniform (TensorFlow's leaves out the last row and column).
-    After MAX_ATTEMPTS ratios that do not fit it is the whole image.
+    After MAX_ATTEMPTS ratios that do not fit it is the whole image, and so it is where `area` allows nothing less.
 
     The released V1 pipeline makes 10 attempts and then crops at the centre. It also asks for a tenth of the image to
     be covered (min_object_covered=0.1), so its areas, said to be from 0.08, are from 0.1 of the image.
     """
+    if area[0] == 1:
+        return 0, 0, height, width
     smallest, largest = area[0] * height * width, area[1] * height * width
     for _ in range(MAX_ATTEMPTS):
         ratio = rng.uniform(*aspect_ratio)

@@ -137,10 +137,24 @@ def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
 
 def cutout(image: np.ndarray, half_side: int, rng: np.random.Generator) -> np.ndarray:
     """Fills a square of side 2 * half_side about a random pixel; what lies outside the image is lost."""
-    row, column = int(rng.integers(image.shape[0])), int(rng.integers(image.shape[1]))
+    square = _random_square(image, half_side, rng)
     image = image.copy()
-    image[max(0, row - half_side) : row + half_side, max(0, column - half_side) : column + half_side] = FILL
+    image[square] = FILL
     return image
+
+
+def noise_cutout(image: np.ndarray, half_side: int, rng: np.random.Generator) -> np.ndarray:
+    """The same with noise from 128 to 255, by 'unit' normalised to 0 to 1 (released `preprocess_for_finetune`)."""
+    square = _random_square(image, half_side, rng)
+    image = image.copy()
+    image[square] = rng.integers(128, 256, image[square].shape, np.uint8)
+    return image
+
+
+def _random_square(image: np.ndarray, half_side: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    row, column = int(rng.integers(image.shape[0])), int(rng.integers(image.shape[1]))
+    rows, columns = (slice(max(0, middle - half_side), middle + half_side) for middle in (row, column))
+    return rows, columns
 
 
 def _affine(image: np.ndarray, output_to_input: tuple[tuple[float, float, float], ...]) -> np.ndarray:

@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS, evaluation_crop, random_flip, random_resized_crop
 from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.ops import noise_cutout
 from effv2_jax.data.randaugment import auto_augment, rand_augment
 from effv2_jax.data.sources import Source
 from effv2_jax.errors import UserError, check_known
 
 Batch = dict[str, np.ndarray]
-AUGMENTATIONS = ("randaugment", "autoaugment", "none")
+AUGMENTATIONS = ("randaugment", "autoaugment", "cutout", "none")
 MAX_BROKEN_RUN = 100  # unreadable images in a row after which the data as a whole is taken to be unreadable
 
 
@@ -97,6 +98,8 @@ class TrainExamples:
             image = rand_augment(image, stage.randaugment_magnitude, rng, data.randaugment_layers)
         elif data.augmentation == "autoaugment":
             image = auto_augment(image, rng)
+        elif data.augmentation == "cutout":
+            image = noise_cutout(image, stage.image_size // 4, rng)
         return image
 
 

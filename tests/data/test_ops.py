@@ -235,6 +235,16 @@ def test_cutout_fills_a_square_about_a_pixel():
         assert len(rows) >= 5 and len(columns) >= 5 and row <= 39 and column <= 49
 
 
+def test_noise_cutout_fills_the_same_square_with_bright_noise():
+    image = np.zeros((40, 40, 3), np.uint8)
+    for seed in range(20):
+        noisy = ops.noise_cutout(image, 10, np.random.default_rng(seed))
+        square = ops.cutout(image, 10, np.random.default_rng(seed)) == 128
+        assert (noisy[square] >= 128).all() and not noisy[~square].any()
+        assert noisy[square].max() > 250 and abs(noisy[square].mean() - 191.5) < 5
+    assert not image.any()
+
+
 def test_cutout_is_centred_uniformly():
     rng, image = np.random.default_rng(0), np.zeros((4, 5, 3), np.uint8)
     # Of a square of side 2 the last row and column are the pixel's own.
@@ -255,7 +265,8 @@ def test_any_size_in_and_the_same_out(height, width, flipped, seed):
     outputs += [ops.solarize(image, 90), ops.solarize_add(image, 55), ops.color(image, 1.9), ops.contrast(image, 0.3)]
     outputs += [ops.brightness(image, 1.9), ops.sharpness(image, 1.9), ops.rotate(image, 21.0)]
     outputs += [ops.shear_x(image, 0.3), ops.shear_y(image, -0.3), ops.translate_x(image, 9.5)]
-    outputs += [ops.translate_y(image, -9.5), ops.cutout(image, 8, np.random.default_rng(0))]
+    rng = np.random.default_rng(0)
+    outputs += [ops.translate_y(image, -9.5), ops.cutout(image, 8, rng), ops.noise_cutout(image, 8, rng)]
     for output in outputs:
         assert output.shape == (height, width, 3) and output.dtype == np.uint8
     np.testing.assert_array_equal(image, before)

@@ -228,3 +228,34 @@ def test_wrong_names_are_found_before_training(field, value, message):
 def test_processes_must_divide_the_batches():
     with pytest.raises(UserError, match=r"config\.global_batch_size=4 is not a multiple of the 3 processes"):
         pipeline.check_input(config_of(), 3)
+
+
+def test_the_whole_image_with_cutout_as_released_for_fine_tuning():
+    """A squashed image, a square of half its side in noise: all else is as it was."""
+    config = config_of(1, augmentation="cutout", crop_area=(1.0, 1.0), flip=False)
+    config.curriculum.image_size = (32, 32)
+
+    class Wide:
+        class_names, fingerprint = ("a",), "wide"
+
+        def __len__(self):
+            return 1
+
+        def load(self, index):
+            image = np.zeros((20, 60, 3), np.uint8)
+            image[:, :30] = 100
+            return image, 0
+
+        def describe(self, index):
+            return "wide"
+
+    for batch in pipeline.train_batches(Wide(), config, curriculum_of(config, 10, image_size=32), 0):
+        [image] = batch["image"]
+        noise = (image >= 128).all(-1)
+        rows, columns = noise.any(1), noise.any(0)
+        np.testing.assert_array_equal(noise, np.outer(rows, columns))
+        assert 8 <= rows.sum() <= 16 and 8 <= columns.sum() <= 16
+        plain = np.zeros((32, 32, 3))
+        plain[:, :16] = 100
+        np.testing.assert_allclose(image[~noise], plain[~noise], atol=35)  # interpolation at the edge
+        assert (image[~noise][:, 0] == plain[~noise][:, 0]).mean() > 0.9
