@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import pathlib
 import pickle
+import shutil
 import struct
 import warnings
 import zipfile
@@ -11,6 +13,8 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from flax import linen as nn
 from needs import needs
 
 import effv2_jax
@@ -335,6 +339,51 @@ def test_a_pickle_runs_no_code(effv2, tmp_path):
 def test_a_destination_that_cannot_be(effv2, written, tmp_path, name, message):
     code, _, err = effv2("convert", written["effv2"], tmp_path / name)
     assert code == 2 and message in err
+
+
+def test_inside_another_model(tmp_path):
+    write_weights(foreign_bundle("timm", B0, 10, {"raw": random_variables(B0)}), tmp_path / "w.safetensors")
+    backbone, weights, _ = effv2_jax.load(tmp_path / "w.safetensors")
+    backbone = backbone.clone(num_classes=0)
+
+    class Other(nn.Module):
+        backbone: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(self.backbone(x))
+
+    x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
+    variables = {name: {"backbone": value} for name, value in weights.items()}
+    dense = {"kernel": np.eye(1280, 2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    variables["params"] |= {"Dense_0": dense}
+    shapes = jax.eval_shape(Other(backbone).init, jax.random.key(0), x)["params"]
+    assert shapes["Dense_0"].keys() == dense.keys() and "head_conv" in shapes["backbone"]
+    features = jax.jit(backbone.apply)(weights, x)
+    np.testing.assert_allclose(jax.jit(Other(backbone).apply)(variables, x), features[:, :2], rtol=1e-5)
+
+
+def test_a_file_in_a_bucket(b0, written, tmp_path):
+    @epath.register_path_cls("bucket://")
+    class Bucket(pathlib.PurePosixPath):
+        """A path of the scheme, as etils has for gs://; its files lie in `tmp_path`."""
+
+        def _file(self):
+            return tmp_path / self.name
+
+        def exists(self):
+            return self._file().exists()
+
+        def copy(self, destination):
+            shutil.copy(self._file(), destination)
+
+    shutil.copy(written["timm"], tmp_path / "w.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(written["timm"].read_bytes()[:1000])
+    assert_equal(read_weights("bucket://some/w.safetensors").variables, b0.variables)
+    with pytest.raises(UserError, match=r"weights 'bucket:/+some/absent.safetensors' cannot be read: .*No such file"):
+        read_weights("bucket://some/absent.safetensors")
+    with pytest.raises(UserError, match=r"'bucket:/+some/cut.safetensors' cannot be read as weights, it is damaged"):
+        read_weights("bucket://some/cut.safetensors")
 
 
 def test_published_weights_of_keras(shared_data):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from effv2_jax.errors import UserError
 from effv2_jax.weights.automl_checkpoint import checkpoint_prefix, open_automl
@@ -37,7 +39,8 @@ def read_weights(path: str | os.PathLike, architecture: str = "auto") -> Bundle:
 
     Args:
       path: a file of any format in READABLE, recognised by its content; a TensorFlow checkpoint by its folder, its
-        prefix or one of its files; a run by its workdir, of which the best checkpoint is taken, else the newest.
+        prefix or one of its files; a run by its workdir, of which the best checkpoint is taken, else the newest. A
+        file or run may lie in a bucket, gs://...
       architecture: the variant of a foreign file, 'auto' recognises it by names and shapes.
 
     Raises:
@@ -45,11 +48,29 @@ def read_weights(path: str | os.PathLike, architecture: str = "auto") -> Bundle:
     """
     if is_run(path):
         return read_run(path)
+    if "://" in os.fspath(path):
+        return _read_remote(epath.Path(path), architecture)
     tensors = open_tensors(path).check_size()
     if tensors.formats == (OWN,):
         return _read_own(tensors)
     match = recognize(tensors, architecture)
     return foreign_bundle(match.format, match.architecture, match.num_classes, _read_sets(tensors, match.entries))
+
+
+def _read_remote(path: epath.Path, architecture: str) -> Bundle:
+    """A file in a bucket, through a local copy: the libraries that read weights want one."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, path.name)
+        try:
+            path.copy(local)
+        except Exception as error:  # of whichever library speaks to the bucket
+            raise UserError(
+                f"weights '{path}' cannot be read: {' '.join(str(error).split())[:300]}; it must be one file or a run"
+            ) from None
+        try:
+            return read_weights(local, architecture)
+        except UserError as error:
+            raise UserError(str(error).replace(str(local), str(path))) from None
 
 
 def open_tensors(path: str | os.PathLike) -> Tensors:
