@@ -22,7 +22,7 @@ a constant one and 1e-5. Published top-1 (paper, Table 8, from ImageNet-1k weigh
 
 from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
-from effv2_jax.errors import check_known
+from effv2_jax.errors import UserError, check_known
 
 # data=: TFDS name, training and evaluation split, training examples (paper, Table 9).
 PAPER = {
@@ -41,10 +41,13 @@ def get_config(argument=None):
     config.model.variant = f"efficientnetv2-{args['variant']}"
     config.init_from = "WEIGHTS"
     config.data.evaluation_crop = "squash"
+    architecture = get_architecture(config.model.variant)
+    if args["size"] and args["size"] < 32:
+        raise UserError(f"configs/finetune.py: size={args['size']} is too small; the network halves it five times")
     if args["data"] == "folder":
         folder(config, args["size"] or 192)
     else:
-        paper(config, args["data"], args["size"], args["recipe"])
+        paper(config, args["data"], args["size"] or architecture.evaluation_size, args["recipe"])
     return config
 
 
@@ -57,7 +60,7 @@ def folder(config, size):
     duration(config, "checkpoint", epochs=2.0)
 
     config.curriculum.num_stages = 2
-    config.curriculum.image_size = (128, size)
+    config.curriculum.image_size = (min(128, size), size)
     config.curriculum.image_size_multiple = 16
     config.curriculum.dropout_rate = (architecture.dropout_rate, architecture.dropout_rate)
 
@@ -79,7 +82,7 @@ def folder(config, size):
 
 def paper(config, data, size, recipe):
     """google/automl datasets.py `ImagenetFt`, preprocessing.py `preprocess_for_finetune`."""
-    size = size or get_architecture(config.model.variant).evaluation_size // 16 * 16
+    size = size // 16 * 16
     config.global_batch_size = 512
     duration(config, "total", steps=10_000)
     duration(config, "evaluate", steps=1_000)

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import difflib
+import errno
+import io
 import json
 import os
 import re
@@ -43,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Preempted as message:
         print(f"effv2: {message}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"effv2: error: {error.strerror}: {str(error.filename)[:100]}...", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
         print("effv2: interrupted; a training run goes on from its last checkpoint", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -159,14 +166,14 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC", help="a file, a TensorFlow checkpoint or a workdir")
     convert.add_argument("destination", metavar="DST", help="NAME.safetensors or (Keras) NAME.weights.h5")
     convert.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
-    convert.add_argument("--format", default="auto", choices=["auto", "effv2", "timm", "keras"], help="of DST")
+    convert.add_argument("--format", default="auto", help="of DST: effv2, timm or keras; by default by its ending")
     convert.add_argument("--head", default="keep", choices=["keep", "drop"], help="the classifier")
 
     export = verb("export", call_export, "write the network for other programs, and compare it with JAX")
     export.add_argument("source", metavar="SRC", help="weights of any format that convert reads, or a run")
     export.add_argument("destination", metavar="DST", help="NAME.stablehlo, .onnx, .tflite, or a SavedModel's folder")
     export.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
-    export.add_argument("--output", default="logits", choices=["logits", "probabilities", "features"])
+    export.add_argument("--output", default="logits", help="logits, probabilities or features")
     export.add_argument(
         "--preprocessing",
         default="include",
@@ -260,6 +267,8 @@ def call_train(args: argparse.Namespace) -> None:
 def call_evaluate(args: argparse.Namespace) -> None:
     if bool(args.weights) != bool(args.config):
         raise UserError("--weights and --config go together; a run is evaluated by --workdir alone")
+    if args.weights and args.step != "latest":
+        raise UserError("--step is of a --workdir; of a run, --weights takes the best step")
     from effv2_jax.evaluate import confidence_interval, evaluate_run, evaluate_weights
     from effv2_jax.progress import describe_results
 
@@ -341,6 +350,9 @@ def call_predict(args: argparse.Namespace) -> None:
     from effv2_jax.predict import find_images, predict
     from effv2_jax.weights import read_weights
 
+    for stream in (sys.stdout, sys.stderr):  # names of files may be any bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     images = find_images(args.images)
     bundle = read_weights(args.weights)
     unreadable = 0
@@ -367,13 +379,15 @@ def call_predict(args: argparse.Namespace) -> None:
 
 def call_convert(args: argparse.Namespace) -> None:
     from effv2_jax.weights import read_weights, write_weights
-    from effv2_jax.weights.files import format_of
+    from effv2_jax.weights.files import format_of, not_told_by
 
     format_of(args.destination)  # before SRC is read
     bundle = read_weights(args.source, args.architecture)
     if args.head == "drop":
         bundle = bundle.without_head()
     write_weights(bundle, args.destination, args.format)
+    if lost := not_told_by(bundle, args.format if args.format != "auto" else format_of(args.destination)):
+        print(f"effv2: {args.destination} does not tell {lost}; whoever reads it has to know", file=sys.stderr)
     head = f"{bundle.num_classes} classes" if bundle.num_classes else "no classifier"
     which = "averaged weights" if "ema" in bundle.sets else "weights"
     print(f"{which} of {bundle.architecture.name}, {head}, {bundle.preprocess.image_size} px: {args.destination}")

@@ -152,8 +152,9 @@ def with_labels_of(source: Source, bundle: Bundle) -> Source:
     if set(names) <= set(known):
         return Relabelled(source, tuple(known.index(name) for name in names), known)
     by_number = names == tuple(map(str, range(len(names)))) and len(names) <= bundle.num_classes
-    if not by_number and len(names) != bundle.num_classes:
-        strange = [name for name in names if name not in known]
+    strange = [name for name in names if name not in known]
+    # Where no name is shared they are other words for the same: synset numbers, for example.
+    if not by_number and (len(names) != bundle.num_classes or (known and len(strange) < len(names))):
         raise UserError(
             f"the data have {len(names)} classes, the weights {bundle.num_classes}, and the weights do not know "
             f"{', '.join(strange[:5])}{' and others' if len(strange) > 5 else ''}"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.errors import UserError, check_known, takes_no_writing
 from effv2_jax.model import EfficientNet, normalize
 from effv2_jax.weights import Bundle
 from effv2_jax.weights.bundle import Variables
@@ -142,7 +142,7 @@ def open_saved_model(path: Path) -> Run:
 def write_tflite(program: Program, path: Path) -> None:
     import tensorflow as tf
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         # A choice of platforms is no operation of TFLite.
         _save_tensorflow(program, program, ("cpu",), Path(folder, "model"))
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(Path(folder, "model"))).convert())
@@ -228,11 +228,11 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
     path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"'{path}' must end in .stablehlo, .onnx or .tflite, or have no ending (SavedModel)")
-    check_known("output", program.output, OUTPUTS)
+    check_known("--output", program.output, OUTPUTS)
     if program.output != "features" and not program.bundle.num_classes:
         raise UserError(f"these weights have no classifier, and so no {program.output}; export features")
-    if path.is_dir():
-        raise UserError(f"'{path}' is a folder that is there already; name another or remove it")
+    if path.is_dir() or (not path.suffix and path.exists()):
+        raise UserError(f"'{path}' is there already, and would be a SavedModel's folder; name another or remove it")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     runtime, write, read = FORMATS[path.suffix]
@@ -246,20 +246,32 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
                     f"what was exported is not the network: {comparison.difference:.2g} off, with {program.output} up "
                     f"to {comparison.largest:.2g}; nothing was kept"
                 )
+            description = Path(folder, "description")
+            description.write_text(json.dumps(program.description(), indent=1) + "\n")
+            os.replace(description, path.with_name(f"{path.name}.json"))
             os.replace(written, path)
-            path.with_name(f"{path.name}.json").write_text(json.dumps(program.description(), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from None
+    except Exception as error:  # TensorFlow's own of a full disk
+        if not takes_no_writing(error):
+            raise
+        raise UserError(f"'{path}' cannot be written: {' '.join(str(error).split())[:300]}") from None
     return comparison
 
 
 def compare(program: Program, run: Run, pixels: Iterable[np.ndarray], runtime: str) -> Comparison:
-    """Outputs of an exported network and of JAX on the same images; see `export`."""
-    expect = jax.jit(functools.partial(program.on_each_platform, program.bundle.variables))
+    """Outputs of an exported network and of the network itself, its input normalised by NumPy; see `export`."""
+    bundle = program.bundle
+    model = bundle.model.clone(num_classes=0) if program.output == "features" else bundle.model
+    apply = jax.jit(functools.partial(model.apply, bundle.variables))
     count, difference, largest, same = 0, 0.0, 0.0, 0
     for batch in _batches(pixels, program.shape):
-        images = batch if program.preprocessing else program.bundle.preprocess.normalize(batch)
-        ours, theirs = np.asarray(expect(images)), run(images)
+        normalized = bundle.preprocess.normalize(batch)
+        ours = np.asarray(apply(normalized))
+        if program.output == "probabilities":
+            powers = np.exp(ours - ours.max(1, keepdims=True))
+            ours = powers / powers.sum(1, keepdims=True)
+        theirs = run(batch if program.preprocessing else normalized)
         count += len(batch)
         difference = float(np.maximum(difference, np.abs(ours - theirs).max()))  # keeps a NaN
         largest = max(largest, float(np.abs(ours).max()))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from effv2_jax.compile import make_model
 from effv2_jax.errors import UserError
 from effv2_jax.step import TrainState
 from effv2_jax.weights import Bundle, read_weights
@@ -18,14 +19,17 @@ CLASSIFIER = "params/classifier/"
 Arrays = dict[str, np.ndarray]  # by path, such as 'batch_stats/stem_bn/mean'
 
 
-def arrays_to_start_from(config: ConfigDict, fresh: TrainState, log: Callable[[str], None]) -> Arrays:
+def arrays_to_start_from(
+    config: ConfigDict, fresh: TrainState, class_names: tuple[str, ...], log: Callable[[str], None]
+) -> Arrays:
     """The arrays of `config.init_from` whose paths match `config.init_pattern`, statistics included.
 
-    A classifier for another number of classes is left aside.
+    A classifier for other classes is left aside: another number of them, or some of the same names in another order.
 
     Args:
       config: the experiment's.
       fresh: a state, or its shapes.
+      class_names: of the data.
       log: is told what is loaded, what stays fresh and what is left aside.
 
     Raises:
@@ -42,10 +46,16 @@ def arrays_to_start_from(config: ConfigDict, fresh: TrainState, log: Callable[[s
     if not chosen:
         raise UserError(f"config.init_pattern '{pattern}' matches no array of '{path}'")
     aside = {name for name, value in chosen.items() if value.shape != shapes.get(name)}
-    if any(name.startswith(CLASSIFIER) for name in aside):  # never one half of it
+    if any(name.startswith(CLASSIFIER) for name in aside) or _other_classes(bundle.class_names, class_names):
         aside |= {name for name in chosen if name.startswith(CLASSIFIER)}
-    _check_network(config, bundle, [name for name in sorted(aside) if not name.startswith(CLASSIFIER)], shapes, chosen)
     kept = [name for name in shapes if name not in chosen or name in aside]
+    body = [name for name in shapes if not name.startswith(CLASSIFIER)]
+    missing = [] if pattern else [name for name in body if name not in chosen]
+    _check_network(
+        config, bundle, [name for name in sorted(aside) if name in body or name not in shapes], shapes, chosen, missing
+    )
+    if len(kept) == len(shapes):
+        raise UserError(f"config.init_pattern '{pattern}' leaves nothing of '{path}' to load: its classes are others")
     log(
         f"weights of {bundle.architecture.name} from {path}: {len(shapes) - len(kept)} of {len(shapes)} arrays loaded; "
         f"fresh: {', '.join(kept) or 'none'}; left aside: {', '.join(sorted(aside)) or 'none'}"
@@ -56,6 +66,11 @@ def arrays_to_start_from(config: ConfigDict, fresh: TrainState, log: Callable[[s
             f"--config.data.normalization={bundle.preprocess.normalization} sets it"
         )
     return {name: np.asarray(value) for name, value in chosen.items() if name not in aside}
+
+
+def _other_classes(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Whether names tell it: some are shared, but not all in their places."""
+    return bool(set(theirs) & set(ours)) and theirs != ours
 
 
 def start_from(state: TrainState, arrays: Arrays) -> TrainState:
@@ -76,12 +91,21 @@ def start_from(state: TrainState, arrays: Arrays) -> TrainState:
 
 
 def _check_network(
-    config: ConfigDict, bundle: Bundle, aside: list[str], shapes: dict[str, tuple[int, ...]], given: dict[str, Any]
+    config: ConfigDict,
+    bundle: Bundle,
+    aside: list[str],
+    shapes: dict[str, tuple[int, ...]],
+    given: dict[str, Any],
+    missing: list[str],
 ) -> None:
     """Raises UserError, with every reason, where the weights are another network's."""
     faults = [
         f"{name} {list(given[name].shape)} instead of {list(shapes.get(name, ())) or 'nothing'}" for name in aside
     ]
+    faults += [f"{name} is not there" for name in missing]
+    ours = make_model(config, 0, "cpu").architecture.blocks
+    if not faults and not config.init_pattern and bundle.architecture.blocks != ours:
+        faults.append("its blocks have other strides, kernels or squeeze-excites")
     if config.model.padding != bundle.padding:
         faults.append(f"padding '{bundle.padding}': --config.model.padding={bundle.padding} sets it")
     if config.batch_norm.epsilon != bundle.batch_norm_epsilon:

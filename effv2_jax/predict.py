@@ -36,7 +36,8 @@ def find_images(arguments: Sequence[str]) -> dict[str, Image]:
     Standard input is one image, or the paths of images, one a line.
 
     Raises:
-      UserError: a path that is not there, a folder without images, or nothing at all.
+      UserError: an argument that is not there, a folder without images, or nothing at all. Of a path on standard input
+        that is not there `predict` tells.
     """
     images: dict[str, Image] = {}
     for argument in arguments:
@@ -44,7 +45,7 @@ def find_images(arguments: Sequence[str]) -> dict[str, Image]:
         if argument == "-":
             images |= _from_standard_input(sys.stdin.buffer.read())
         elif path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
             if not found:
                 raise UserError(f"no images ({', '.join(EXTENSIONS)}) in '{path}'")
             images |= {str(file): file for file in found}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from effv2_jax.data.crop import evaluation_crop
-from effv2_jax.data.decode import decode
+from effv2_jax.data.decode import decode, decode_with_pillow
 from effv2_jax.model import NORMALIZATIONS
 
 Image = Any  # a path, the bytes of a file, a uint8 array [H, W, 3] or [H, W], or a PIL image
@@ -39,7 +39,7 @@ class Preprocess:
         if isinstance(image, (bytes, bytearray)):
             image = decode(bytes(image))
         elif not isinstance(image, np.ndarray):
-            image = np.asarray(image.convert("RGB"))
+            image = decode_with_pillow(image)
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -95,7 +95,7 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
     given = {}
     if config.init_from and not has_checkpoints(workdir / CHECKPOINTS):
-        given = arrays_to_start_from(config, compiler.abstract_state, say)
+        given = arrays_to_start_from(config, compiler.abstract_state, sources.class_names, say)
 
     def take_workdir() -> None:
         stack.enter_context(exclusive(workdir))

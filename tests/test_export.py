@@ -106,13 +106,39 @@ def test_a_file_that_is_not_the_network_is_not_kept(weights, tmp_path, monkeypat
     assert (tmp_path / "net.stablehlo").read_bytes() == b"older"
 
 
+def test_a_description_that_cannot_be_written_leaves_the_older_file(effv2, weights, tmp_path):
+    (tmp_path / "net.stablehlo").write_bytes(b"older")
+    (tmp_path / "net.stablehlo.json").mkdir()
+    code, _, err = effv2("export", weights, tmp_path / "net.stablehlo")
+    assert code == 2 and "cannot be written" in err
+    assert (tmp_path / "net.stablehlo").read_bytes() == b"older"
+
+
+def test_a_full_disk_in_tensorflow_is_a_sentence(effv2, weights, tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    def full(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "/x/variables; No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    for name in ("net", "net.tflite"):
+        code, _, err = effv2("export", weights, tmp_path / name)
+        assert code == 2 and "cannot be written: " in err and "No space left" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes(effv2, weights, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     headless = tmp_path / "headless.safetensors"
     assert effv2("convert", weights, headless, "--head=drop")[0] == 0
     for arguments, message in {
         (weights, tmp_path / "net.pb"): "must end in .stablehlo, .onnx or .tflite, or have no ending",
-        (weights, tmp_path / "folder"): "is a folder that is there already",
+        (weights, tmp_path / "folder"): "is there already, and would be a SavedModel's folder",
+        (weights, tmp_path / "file"): "is there already, and would be a SavedModel's folder",
+        (weights, tmp_path / "net.onnx", "--output=logit"): "--output 'logit' is unknown; did you mean 'logits'",
+        (weights, tmp_path / "net.onnx", "--architecture=b0"): "--architecture 'b0' is unknown",
+        (weights, tmp_path / "net.onnx", "--architecture=efficientnetv2-s"): "not of efficientnetv2-s",
         (weights, tmp_path / "no" / "net.stablehlo"): "cannot be written",
         (weights, tmp_path / "net.stablehlo", "--image_size=8"): "is too small",
         (weights, tmp_path / "net.stablehlo", "--compare", tmp_path / "absent.jpg"): "there is no image or folder",
@@ -128,4 +154,4 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", absent)
     code, _, err = effv2("export", weights, tmp_path / "net.onnx")
     assert code == 2 and "this needs jax2onnx: pip install 'effv2_jax[export]'" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "headless.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "headless.safetensors"]

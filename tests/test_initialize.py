@@ -33,8 +33,11 @@ def fresh():
     return compiler_of(tiny_config())[0].initial_state()
 
 
-def start(state, log=lambda line: None, **changes):
-    return to_host(start_from(state, arrays_to_start_from(tiny_config(**changes), state, log)))
+DIGITS = tuple("0123456789")
+
+
+def start(state, log=lambda line: None, class_names=DIGITS, **changes):
+    return to_host(start_from(state, arrays_to_start_from(tiny_config(**changes), state, class_names, log)))
 
 
 def test_a_run_gives_its_best_averages_and_its_classes(run):
@@ -93,6 +96,32 @@ def test_a_head_of_other_classes_stays_fresh(fresh, weights, tmp_path):
     np.testing.assert_array_equal(state.params["stem_conv"]["kernel"], params["stem_conv"]["kernel"])
     heads = "params/classifier/bias, params/classifier/kernel"
     assert f"left aside: {heads}" in lines[0]
+
+
+def test_as_many_classes_in_another_order_leave_the_head_fresh(fresh, weights):
+    lines = []
+    state = start(fresh, lines.append, class_names=DIGITS[::-1], init_from=str(weights))
+    np.testing.assert_array_equal(state.params["classifier"]["kernel"], fresh.params["classifier"]["kernel"])
+    assert "left aside: params/classifier/bias, params/classifier/kernel" in lines[0]
+    with pytest.raises(UserError, match=r"leaves nothing of .* to load: its classes are others"):
+        start(fresh, class_names=DIGITS[::-1], init_from=str(weights), init_pattern="classifier")
+    # Other words for the same: nothing tells them apart.
+    state = start(fresh, class_names=tuple("abcdefghij"), init_from=str(weights))
+    assert not np.array_equal(state.params["classifier"]["kernel"], fresh.params["classifier"]["kernel"])
+
+
+def test_a_deeper_network_or_other_strides_are_another_network(weights):
+    shallow = list(tiny_config().model.blocks)
+    for blocks, message in (
+        ([*shallow, "r1_k3_s1_e1_i16_o16_c1"], r"params/block_\d/project_bn/scale is not there"),
+        ([block.replace("_s2_", "_s1_") for block in shallow], "its blocks have other strides"),
+    ):
+        state = compiler_of(tiny_config(model__blocks=tuple(blocks)))[0].abstract_state
+        config = tiny_config(init_from=str(weights), model__blocks=tuple(blocks))
+        with pytest.raises(UserError, match=message):
+            arrays_to_start_from(config, state, DIGITS, lambda line: None)
+        config.init_pattern = "stem"
+        assert arrays_to_start_from(config, state, DIGITS, lambda line: None)
 
 
 def test_another_network_is_one_error_that_lists_all(fresh, weights, tmp_path):

@@ -3,11 +3,16 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import types
 
+import cv2
 import numpy as np
 import pytest
 from pictures_folder import write_photos
+from PIL import Image
 
 from effv2_jax.architecture import get_architecture
 from effv2_jax.errors import UserError
@@ -52,6 +57,32 @@ def test_a_folder_in_three_forms(effv2, weights, photos):
     assert len(table) == 3 * count and table[2]["name"] == "cat" and table[2]["rank"] == "3"
     _, out, _ = effv2("predict", f"--weights={weights}", photos)
     assert out.splitlines()[1:3] == ["   70.0% bee", "   20.0% ant"]
+
+
+def test_names_of_any_bytes_and_folders_that_look_like_images(weights, photos):
+    """In a process of its own, whose output is strict UTF-8."""
+    (photos / "folder.jpg").mkdir()
+    os.rename(next(photos.glob("train/rose/*.jpg")), os.fsencode(photos) + b"/\xff\xfe.jpg")
+    command = [sys.executable, "-c", "from effv2_jax.cli import entry; entry()", "predict", f"--weights={weights}"]
+    result = subprocess.run(
+        [*command, photos], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"/\xff\xfe.jpg" in result.stdout and b"folder.jpg" not in result.stdout
+
+
+def test_a_name_that_is_too_long(effv2, weights):
+    code, _, err = effv2("predict", f"--weights={weights}", "x" * 5000)
+    assert code == 2 and "File name too long: xxx" in err and len(err) < 300
+
+
+def test_a_picture_of_16_bits_is_the_same_from_a_file_and_from_pillow(tmp_path):
+    levels = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    cv2.imwrite(str(tmp_path / "grey.png"), levels)
+    preprocess = Preprocess(8, "squash", "bilinear", "unit")
+    expected = np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(preprocess.pixels(tmp_path / "grey.png"), expected)
+    np.testing.assert_array_equal(preprocess.pixels(Image.open(tmp_path / "grey.png")), expected)
 
 
 def test_unreadable_files_are_reported_skipped_and_in_the_exit_code(effv2, weights, photos):
@@ -137,6 +168,10 @@ def test_labels_by_name_or_number(weights):
     bundle = read_weights(weights)
     source = types.SimpleNamespace(class_names=("cat", "ant"), load=lambda index: (None, index))
     assert [with_labels_of(source, bundle).load(index)[1] for index in range(2)] == [2, 0]
+    # Equally many, but only some of the same: numbers would be wrong.
+    mixed = types.SimpleNamespace(class_names=("ant", "bee", "dog"), load=lambda index: (None, index))
+    with pytest.raises(UserError, match="the weights do not know dog"):
+        with_labels_of(mixed, bundle)
     with pytest.raises(UserError, match="no classifier"):
         with_labels_of(source, bundle.without_head())
 

@@ -1,5 +1,7 @@
 """Weights in and out of five formats."""
 
+import argparse
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -16,6 +18,7 @@ import pytest
 from etils import epath
 from flax import linen as nn
 from needs import needs
+from safetensors.numpy import save_file
 
 import effv2_jax
 from effv2_jax.architecture import get_architecture, names
@@ -23,7 +26,14 @@ from effv2_jax.bench.parity import random_variables
 from effv2_jax.bench.peers import import_keras, import_torch_peers, make_peer
 from effv2_jax.errors import UserError
 from effv2_jax.weights import Bundle, read_weights, write_weights
-from effv2_jax.weights.bundle import flatten, foreign_bundle, imagenet_class_names, released_preprocess, unflatten
+from effv2_jax.weights.bundle import (
+    flatten,
+    foreign_bundle,
+    imagenet_class_names,
+    released_preprocess,
+    to_metadata,
+    unflatten,
+)
 from effv2_jax.weights.mapping import entries
 
 B0 = get_architecture("efficientnetv2-b0")
@@ -88,6 +98,18 @@ def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
         assert getattr(back, field) == getattr(bundle, field)
     with pytest.raises(UserError, match="timm has no network with a network of family 'fused-placement' and symmetric"):
         write_weights(bundle, tmp_path / "timm.safetensors", "timm")
+    thin = random_bundle(get_architecture("efficientnetv2-b0", width=0.5), 2)
+    with pytest.raises(UserError, match="keras has no network with blocks or widths of your own"):
+        write_weights(thin, tmp_path / "thin.weights.h5")
+
+
+def test_what_a_foreign_format_does_not_tell_is_said(effv2, b0, tmp_path):
+    own = dataclasses.replace(b0, preprocess=effv2_jax.preprocess.Preprocess(96, "squash", "bilinear", "unit"))
+    write_weights(own, tmp_path / "own.safetensors")
+    code, _, err = effv2("convert", tmp_path / "own.safetensors", tmp_path / "t.safetensors", "--format=timm")
+    assert code == 0 and "does not tell its preprocessing (image_size 96, crop squash" in err and "unit)" in err
+    code, _, err = effv2("convert", tmp_path / "own.safetensors", tmp_path / "o.safetensors")
+    assert code == 0 and not err
 
 
 def test_keras_loads_what_we_write_and_we_read_what_keras_writes(b0, written, tmp_path):
@@ -209,6 +231,15 @@ def test_automl_checkpoints_prefer_the_averages(b0, tmp_path, where):
     )
 
 
+def test_the_newest_of_several_automl_checkpoints(b0, tmp_path):
+    older = random_bundle(B0, 10, seed=1)
+    for step, bundle in ((9000, older), (100, older), (10000, b0)):
+        write_automl(tmp_path / f"model.ckpt-{step}", bundle, averages=False)
+    assert_equal(read_weights(tmp_path).variables, b0.variables)
+    (tmp_path / "checkpoint").write_bytes(b'\xffmodel_checkpoint_path: "/gone/model.ckpt-9000"')
+    assert_equal(read_weights(tmp_path).variables, older.variables)
+
+
 def test_a_21k_head_has_its_classes(tmp_path):
     bundle = random_bundle(B0, 21843)
     write_automl(tmp_path / "model.ckpt", bundle, averages=False)
@@ -236,7 +267,7 @@ def test_convert_says_what_it_made_and_drops_the_head(effv2, written, tmp_path):
 
 
 def test_one_error_lists_all_that_does_not_fit(effv2, written, tmp_path):
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     arrays = load_file(written["timm"])
     del arrays["blocks.0.0.conv.weight"], arrays["bn2.bias"]
@@ -271,8 +302,6 @@ def hostile_files(folder, written):
     (folder / "huge_header.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{" * 100)
     header = json.dumps({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}).encode()
     (folder / "huge_array.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    garbled = good.replace(b'\\"num_classes\\": 10', b'\\"num_classes\\": -5'[: len(b'\\"num_classes\\": 10')])
-    (folder / "garbled.safetensors").write_bytes(garbled)
     (folder / "cut.weights.h5").write_bytes(written["keras"].read_bytes()[:5_000_000])
     (folder / "renamed.weights.h5").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     (folder / "empty.safetensors").write_bytes(b"")
@@ -283,12 +312,25 @@ def hostile_files(folder, written):
         group = file.create_group("layers/conv2d/vars")
         group.attrs["name"] = "stem_conv"
         group.create_dataset("0", shape=(2**30, 2**30), dtype="f4", chunks=(1024, 1024))
+    (folder / "secret.bin").write_bytes(bytes(4000))
+    for name in ("external", "linked", "strings"):
+        with h5py.File(folder / f"{name}.weights.h5", "w") as file:
+            group = file.create_group("layers/conv2d/vars")
+            group.attrs["name"] = "stem_conv"
+            if name == "external":  # another file's bytes as values
+                group.create_dataset("0", (3, 3, 3, 32), "f4", external=[(str(folder / "secret.bin"), 0, 3456)])
+            elif name == "linked":
+                group["0"] = h5py.ExternalLink(str(folder / "huge.weights.h5"), "layers/conv2d/vars/0")
+            else:
+                group.create_dataset("0", (3, 3, 3, 32), "S3000000")
     (folder / "cut.index").write_bytes(b"nothing")
     return {
         "cut.safetensors": "damaged or cut short",
         "huge_header.safetensors": "damaged or cut short",
         "huge_array.safetensors": "damaged or cut short",
-        "garbled.safetensors": "-",
+        "external.weights.h5": "lies in another file",
+        "linked.weights.h5": "lies in another file",
+        "strings.weights.h5": "is |S3000000, not floating-point",
         "cut.weights.h5": "damaged or cut short",
         "renamed.weights.h5": "is no file of weights",
         "empty.safetensors": "is no file of weights (empty)",
@@ -305,6 +347,108 @@ def test_damaged_and_hostile_files_are_refused_in_a_sentence(effv2, written, tmp
         code, _, err = effv2("convert", tmp_path / name, tmp_path / "x.safetensors")
         assert code == 2 and err.startswith("effv2: error: ") and message in err, (name, err)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": float("inf")}, "garbles"),
+        ({"num_classes": -5}, "numbers that no network has"),
+        ({"architecture.blocks": []}, "numbers that no network has"),
+        ({"architecture.blocks.0.kind": "foo"}, "'foo' in its description is none of mbconv, fused"),
+        ({"architecture.blocks.0.stride": 0}, "'0' in its description is none of 1, 2"),
+        ({"architecture.blocks.0.se_ratio": float("nan")}, "numbers that no network has"),
+        ({"architecture.blocks.0.output_filters": 2**40}, "numbers that no network has"),
+        ({"preprocess.image_size": 0}, "numbers that no network has"),
+        ({"preprocess.image_size": 10**6}, "numbers that no network has"),
+        ({"preprocess.crop": "none"}, "'none' in its description is none of"),
+        ({"class_names": ["\x1b[2J"] * 10}, "control characters"),
+        ({"class_names": ["a"]}, "it names 1 of 10 classes"),
+        ({"format": 99}, "it is of format 99"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(effv2, b0, tmp_path, changes, message):
+    values = json.loads(to_metadata(b0))
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        place = values
+        for parent in parents:
+            place = place[int(parent) if parent.isdigit() else parent]
+        place[last] = value
+    arrays = {path: np.asarray(value) for path, value in flatten(b0.variables).items()}
+    save_file(arrays, tmp_path / "w.safetensors", {"effv2_jax": json.dumps(values)})
+    code, _, err = effv2("convert", tmp_path / "w.safetensors", tmp_path / "x.safetensors")
+    assert code == 2 and message in err
+
+
+def test_any_damage_is_a_sentence(effv2, tmp_path):
+    """Bytes flipped all over small files: read, or refused, and never a traceback."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch: make peers")
+    arrays = {"conv_stem.weight": torch.zeros(2, 2), "bn1.weight": torch.zeros(2)}
+    torch.save(arrays, tmp_path / "w.pth")
+    torch.save(arrays, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    save_file({name: value.numpy() for name, value in arrays.items()}, tmp_path / "w.safetensors")
+    with h5py.File(tmp_path / "w.weights.h5", "w") as file:
+        group = file.create_group("layers/conv2d/vars")
+        group.attrs["name"] = "stem_conv"
+        group["0"] = np.zeros((2, 2), np.float32)
+    rng = np.random.default_rng(0)
+    for name in ("w.pth", "legacy.pth", "w.safetensors", "w.weights.h5"):
+        data = (tmp_path / name).read_bytes()
+        for _ in range(60):
+            changed = bytearray(data)
+            for place in rng.integers(len(data), size=rng.integers(1, 4)):
+                changed[place] ^= int(rng.integers(1, 256))
+            (tmp_path / name).write_bytes(changed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                code, _, err = effv2("convert", tmp_path / name, tmp_path / "x.safetensors")
+            assert code == 2 and err.startswith("effv2: error: "), (name, err)
+
+
+def test_dictionaries_of_training_scripts(tmp_path, b0, written):
+    """timm's saver and torchvision's reference script keep a Namespace, averages and counters beside the weights."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch: make peers")
+    from safetensors.torch import load_file
+
+    state = load_file(written["timm"])
+    counters = {"bn1.num_batches_tracked": torch.tensor(7)}
+    wrong = {name: torch.zeros_like(value) for name, value in state.items()}
+    arguments = argparse.Namespace(model="tf_efficientnetv2_b0", lr=0.1, opt_betas=None)
+    averaged = {f"module.{name}": value for name, value in (state | counters).items()} | {"n_averaged": torch.tensor(3)}
+    parameters = {name: torch.nn.Parameter(value) for name, value in state.items()}
+    for number, saved in enumerate(
+        (
+            {"epoch": 3, "arch": "x", "state_dict": wrong, "state_dict_ema": state | counters, "args": arguments},
+            {"model": wrong, "model_ema": averaged, "args": arguments, "epoch": 1},
+            parameters,
+        )
+    ):
+        torch.save(saved, tmp_path / f"{number}.pth")
+        assert_equal(read_weights(tmp_path / f"{number}.pth").variables, b0.variables)
+    for saved, message in (
+        ({name: value.to(torch.int32) for name, value in state.items()}, "is int32, not floating-point"),
+        ({0: torch.zeros(1)}, "holds no dictionary of tensors"),
+    ):
+        torch.save(saved, tmp_path / "bad.pth")
+        with pytest.raises(UserError, match=message):
+            read_weights(tmp_path / "bad.pth")
+
+
+def test_records_that_overlap_are_refused(tmp_path, written):
+    """A small file whose directory names the same bytes again and again would fill the memory."""
+    pytest.importorskip("torch", reason="needs PyTorch: make peers")
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("w/data.pkl", b"\x80\x02}.")
+        archive.writestr("w/data/0", bytes(100_000))
+        first = archive.filelist[1]
+        for number in range(1, 50):
+            member = zipfile.ZipInfo(f"w/data/{number}")
+            member.header_offset, member.file_size, member.compress_size = first.header_offset, 100_000, 100_000
+            member.CRC = first.CRC
+            archive.filelist.append(member)
+    with pytest.raises(UserError, match="its records are larger than the file"):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_a_pickle_runs_no_code(effv2, tmp_path):
@@ -334,7 +478,10 @@ def test_a_pickle_runs_no_code(effv2, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("x.onnx", "must end in .safetensors or .weights.h5"), ("no/such/x.safetensors", "cannot be written")],
+    [
+        ("x.onnx", "must end in .safetensors or .weights.h5"),
+        ("no/such/x.safetensors", "cannot be written"),
+    ],
 )
 def test_a_destination_that_cannot_be(effv2, written, tmp_path, name, message):
     code, _, err = effv2("convert", written["effv2"], tmp_path / name)

@@ -4,9 +4,11 @@ Random weights with no trivial batch norm go into both. In evaluation every bloc
 in training the loss, the gradient of every parameter and the statistics of every batch norm.
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import functools
+import math
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -17,8 +19,8 @@ import numpy as np
 
 from effv2_jax import architecture as architectures
 from effv2_jax.architecture import Architecture, get_architecture
-from effv2_jax.bench.peers import PEERS, Outputs, TrainStep, make_peer, peer_name
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.bench.peers import PEERS, Outputs, TrainStep, check_installed, make_peer, peer_name
+from effv2_jax.errors import Unavailable, UserError, check_known
 from effv2_jax.layers import Residual
 from effv2_jax.weights.bundle import Bundle, Variables, flatten, foreign_bundle, unflatten
 from effv2_jax.weights.mapping import entries
@@ -51,20 +53,33 @@ def measure(
         check_known("--peer", peer, PEERS)
     if 0 < size < 32 or size < 0:
         raise UserError(f"--size={size} is too small; the networks halve it five times")
+    found = {
+        variant: [peer for peer in peers or PEERS if peer_name(peer, variant)]
+        for variant in variants or architectures.names()
+    }
+    if strange := [variant for variant in variants if not found[variant]]:
+        raise UserError(f"{', '.join(strange)} is in none of {', '.join(peers or PEERS)}")
+    for peer in sorted({peer for some in found.values() for peer in some}):
+        check_installed(peer)
     rows = []
-    for variant in variants or architectures.names():
-        found = [peer for peer in peers or PEERS if peer_name(peer, variant)]
-        if not found and variants:
-            raise UserError(f"{variant} is in none of {', '.join(peers or PEERS)}")
+    for variant, some in found.items():
         modes = [compare_forward] + [compare_training] * (variant in TRAIN_VARIANTS)
-        if found:
-            context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-                for mode in modes:
-                    for row in pool.submit(mode, variant, found, size).result():
-                        log(describe(row))
-                        rows.append(row)
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_on_the_cpu) as pool:
+            for mode in modes if some else ():
+                try:
+                    new = pool.submit(mode, variant, some, size).result()
+                except concurrent.futures.process.BrokenProcessPool:
+                    raise Unavailable(f"the process that compared {variant} was killed; memory may be short") from None
+                for row in new:
+                    log(describe(row))
+                rows += new
     return rows
+
+
+def _on_the_cpu() -> None:
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow's and PyTorch's
 
 
 def random_variables(architecture: Architecture, seed: int = 0) -> Variables:
@@ -100,7 +115,7 @@ def compare_forward(variant: str, peers: Sequence[str], size: int = 0) -> list[d
             raise ValueError(f"{peer} has {theirs.keys() - ours.keys()} more and {ours.keys() - theirs.keys()} less")
         errors = {name: relative(ours[name], value) for name, value in theirs.items()}
         row: dict[str, Any] = {"variant": variant, "peer": peer, "size": size, "logits": errors["logits"]}
-        row["worst_at"], row["worst"] = max(errors.items(), key=lambda item: item[1])
+        row["worst_at"], row["worst"] = worst(errors)
         rows.append(row)
     return rows
 
@@ -137,7 +152,7 @@ def forward(bundle: Bundle, images_BxHxWx3: np.ndarray) -> Outputs:
 
 
 def compare_training(variant: str, peers: Sequence[str], size: int = 0) -> list[dict[str, Any]]:
-    """Rows of {'variant', 'peer', 'size', 'batch', 'loss', 'gradient', 'gradient_at', 'statistics', 'statistics_at'}.
+    """Rows of {'variant', 'peer', 'size', 'batch', 'loss', 'gradients', 'gradients_at', 'statistics', 'statistics_at'}.
 
     Relative: the loss's difference, and the largest of any parameter's gradient and of any mean or variance by norms.
     """
@@ -153,7 +168,7 @@ def compare_training(variant: str, peers: Sequence[str], size: int = 0) -> list[
         row["loss"] = abs(ours.loss - theirs.loss) / theirs.loss
         for name in ("gradients", "statistics"):
             errors = relative_norms(getattr(ours, name), getattr(theirs, name))
-            row[f"{name}_at"], row[name] = max(errors.items(), key=lambda item: item[1])
+            row[f"{name}_at"], row[name] = worst(errors)
         rows.append(row)
     return rows
 
@@ -170,6 +185,11 @@ def train_step(bundle: Bundle, images_BxHxWx3: np.ndarray, labels_B: np.ndarray)
 
     (loss, statistics), gradients = jax.jit(loss_and_statistics)(bundle.variables["params"], images_BxHxWx3)
     return TrainStep(float(loss), jax.device_get(gradients), jax.tree.map(lambda x: np.asarray(x[0]), statistics))
+
+
+def worst(errors: dict[str, float]) -> tuple[str, float]:
+    """The largest with its name; what is not a number is larger than any."""
+    return max(errors.items(), key=lambda item: (math.isnan(item[1]), item[1]))
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -6,6 +6,7 @@ Each is what its library makes, in float32 on the CPU, dropout and stochastic de
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import sys
 from typing import Any, Protocol
@@ -57,19 +58,19 @@ def peer_name(peer: str, variant: str) -> str | None:
     return f"{family}_{size}"
 
 
-def make_peer(peer: str, architecture: Architecture, variables: Variables, size: int) -> Peer:
-    """The network that one of PEERS has of a variant, for images of `size` pixels, with our weights.
+def check_installed(peer: str) -> None:
+    """Raises UserError where a library of PEERS is not there."""
+    for package in {"keras": ("keras",), "timm": ("torch", "timm"), "torchvision": ("torch", "torchvision")}[peer]:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"comparing with {peer} needs {package}: pip install 'effv2_jax[peers]'")
 
-    Raises:
-      UserError: the library is not installed.
-    """
+
+def make_peer(peer: str, architecture: Architecture, variables: Variables, size: int) -> Peer:
+    """The network that one of PEERS has of a variant, for images of `size` pixels, with our weights."""
     name = peer_name(peer, architecture.name)
-    try:
-        if peer == "keras":
-            return KerasPeer(import_keras(), str(name), architecture, variables, size)
-        timm, models = import_torch_peers()
-    except ImportError as error:
-        raise UserError(f"this needs {error.name}: pip install 'effv2_jax[peers]'") from None
+    if peer == "keras":
+        return KerasPeer(import_keras(), str(name), architecture, variables, size)
+    timm, models = import_torch_peers()
     make = getattr(models, str(name)) if peer == "torchvision" else functools.partial(timm.create_model, name)
     return TorchPeer(make(num_classes=_num_classes(variables)), peer, architecture, variables)
 

@@ -37,7 +37,7 @@ def decode(data: bytes) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is not None:
             return image
-    return _decode_with_pillow(header)
+    return decode_with_pillow(header)
 
 
 def _header(data: bytes) -> Image.Image:
@@ -62,8 +62,8 @@ def _ends(data: bytes, format: str | None) -> bool:
     return format == "WEBP"  # Pillow has compared the length with the header's
 
 
-def _decode_with_pillow(image: Image.Image) -> np.ndarray:
-    """Pillow's strict decoding: a file cut short is an error."""
+def decode_with_pillow(image: Image.Image) -> np.ndarray:
+    """Pillow's strict decoding to uint8 [H, W, 3]: a file cut short is an error."""
     if image.mode in ("I", "F"):
         raise BrokenImage(f"pixels of 32 bits (mode {image.mode}) have no known range")
     try:

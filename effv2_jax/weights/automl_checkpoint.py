@@ -16,12 +16,18 @@ def checkpoint_prefix(path: Path) -> str | None:
     """What TensorFlow calls the checkpoint: of a folder its newest, of one of its files the name they share."""
     if path.is_dir():
         state = path / "checkpoint"
-        named = re.search(r'model_checkpoint_path: "([^"]+)"', state.read_text()) if state.is_file() else None
+        text = state.read_text(errors="replace") if state.is_file() else ""
+        named = re.search(r'model_checkpoint_path: "([^"]+)"', text)
         prefixes = [path / Path(named[1]).name] if named else []
-        prefixes += sorted(index.with_suffix("") for index in path.glob("*.index"))
+        prefixes += sorted((index.with_suffix("") for index in path.glob("*.index")), key=_step, reverse=True)
         return next((str(prefix) for prefix in prefixes if Path(f"{prefix}.index").exists()), None)
     prefix = re.sub(r"\.(index|data-\d+-of-\d+)$", "", str(path))
     return prefix if Path(f"{prefix}.index").exists() else None
+
+
+def _step(prefix: Path) -> int:
+    number = re.search(r"(\d+)$", prefix.name)
+    return int(number[1]) if number else -1
 
 
 def open_automl(prefix: str) -> Tensors:

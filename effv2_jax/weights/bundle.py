@@ -15,6 +15,8 @@ from effv2_jax.model import NORMALIZATIONS, EfficientNet, fast_lowering
 from effv2_jax.preprocess import Preprocess
 
 FORMAT_VERSION = 1
+# More than any network has: a description beyond is damaged or hostile.
+MAX_BLOCKS, MAX_FILTERS, MAX_CLASSES, MAX_IMAGE_SIZE = 1000, 2**16, 2**20, 4096
 Variables = dict[str, Any]  # {'params', 'batch_stats'} as `EfficientNet` takes them
 
 
@@ -134,20 +136,43 @@ def from_metadata(text: str) -> Bundle:
             padding=values["padding"],
             batch_norm_epsilon=float(values["batch_norm_epsilon"]),
         )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"its description lacks or garbles {error}") from None
     preprocess = bundle.preprocess
+    _check_numbers(bundle)
     for value, known in (
+        *((block.kind, ("mbconv", "fused")) for block in blocks),
+        *((block.stride, (1, 2)) for block in blocks),
         (bundle.padding, ("same", "symmetric")),
         (preprocess.crop, EVALUATION_CROPS),
         (preprocess.interpolation, INTERPOLATIONS),
         (preprocess.normalization, NORMALIZATIONS),
     ):
         if value not in known:
-            raise ValueError(f"'{value}' in its description is none of {', '.join(known)}")
+            raise ValueError(f"'{value}' in its description is none of {', '.join(map(str, known))}")
     if bundle.class_names and len(bundle.class_names) != bundle.num_classes:
         raise ValueError(f"it names {len(bundle.class_names)} of {bundle.num_classes} classes")
+    if not all(name.isprintable() for name in bundle.class_names):  # they go to terminals
+        raise ValueError("its class names hold control characters")
     return bundle
+
+
+def _check_numbers(bundle: Bundle) -> None:
+    network, blocks = bundle.architecture, bundle.architecture.blocks
+    widths = [network.stem_filters, network.head_filters]
+    for block in blocks:
+        widths += [block.kernel_size, block.expand_ratio, block.input_filters, block.output_filters]
+    sizes = (bundle.preprocess.image_size, network.train_size, network.evaluation_size)
+    good = (
+        0 < len(blocks) <= MAX_BLOCKS
+        and all(0 < width <= MAX_FILTERS for width in widths)
+        and all(0 < size <= MAX_IMAGE_SIZE for size in sizes)
+        and all(0 <= block.se_ratio <= 1 for block in blocks)
+        and 0 <= bundle.num_classes <= MAX_CLASSES
+        and 0 < bundle.batch_norm_epsilon < 1
+    )
+    if not good:
+        raise ValueError("its description has numbers that no network has")
 
 
 def _typed(kind: Any, values: dict[str, Any]) -> Any:

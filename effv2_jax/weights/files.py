@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from effv2_jax.errors import UserError
+from effv2_jax import architecture as architectures
+from effv2_jax.architecture import get_architecture
+from effv2_jax.errors import UserError, check_known
 from effv2_jax.weights.automl_checkpoint import checkpoint_prefix, open_automl
 from effv2_jax.weights.bundle import (
     Bundle,
@@ -46,27 +48,42 @@ def read_weights(path: str | os.PathLike, architecture: str = "auto") -> Bundle:
     Raises:
       UserError: no such file; of no known format or network; damaged; what is missing, unexpected and of another shape.
     """
-    if is_run(path):
-        return read_run(path)
+    if architecture != "auto":
+        check_known("--architecture", architecture, architectures.names())
     if "://" in os.fspath(path):
-        return _read_remote(epath.Path(path), architecture)
+        return _read_remote(path, architecture)
+    if is_run(path):
+        return _of(architecture, read_run(path), path)
     tensors = open_tensors(path).check_size()
     if tensors.formats == (OWN,):
-        return _read_own(tensors)
+        return _of(architecture, _read_own(tensors), path)
     match = recognize(tensors, architecture)
     return foreign_bundle(match.format, match.architecture, match.num_classes, _read_sets(tensors, match.entries))
 
 
-def _read_remote(path: epath.Path, architecture: str) -> Bundle:
-    """A file in a bucket, through a local copy: the libraries that read weights want one."""
+def _of(architecture: str, bundle: Bundle, path: str | os.PathLike) -> Bundle:
+    """The bundle, whose network a caller may have named too."""
+    if architecture not in ("auto", bundle.architecture.name):
+        raise UserError(f"'{path}' is of {bundle.architecture.name}, not of {architecture}")
+    return bundle
+
+
+def _read_remote(path: str | os.PathLike, architecture: str) -> Bundle:
+    """A run in a bucket, or a file by a local copy: the libraries that read weights want one."""
     with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder, path.name)
         try:
-            path.copy(local)
+            remote = epath.Path(path)
+            local = Path(folder, remote.name)
+            run = is_run(remote)
+            if not run:
+                remote.copy(local)
         except Exception as error:  # of whichever library speaks to the bucket
             raise UserError(
-                f"weights '{path}' cannot be read: {' '.join(str(error).split())[:300]}; it must be one file or a run"
+                f"weights '{os.fspath(path)}' cannot be read: {' '.join(str(error).split())[:300]}; gs:// and s3:// "
+                "are known, of one file or a run"
             ) from None
+        if run:
+            return _of(architecture, read_run(remote), path)
         try:
             return read_weights(local, architecture)
         except UserError as error:
@@ -150,12 +167,12 @@ def write_weights(bundle: Bundle, path: str | os.PathLike, format: str = "auto")
       UserError: an ending that does not fit, a network that the other library does not have, or no place to write.
     """
     path = Path(path)
+    check_known("--format", format, ("auto", *WRITABLE))
     by_name = format_of(path)
     format = by_name if format == "auto" else format
     if (format == "keras") != (by_name == "keras"):
-        raise UserError(
-            f"format '{format}' needs a name that ends in .safetensors or (keras) .weights.h5, not '{path}'"
-        )
+        ending = ".weights.h5" if format == "keras" else ".safetensors"
+        raise UserError(f"format '{format}' needs a name that ends in {ending}, not '{path}'")
     _check_representable(bundle, format)
     flat = flatten(bundle.variables)
     arrays = [
@@ -172,13 +189,28 @@ def write_weights(bundle: Bundle, path: str | os.PathLike, format: str = "auto")
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from None
 
 
+def not_told_by(bundle: Bundle, format: str) -> str:
+    """What a reader of a foreign format will not guess: preprocessing other than the released; '' where all is told."""
+    if format == OWN or bundle.preprocess == foreign_bundle(format, bundle.architecture, 0, {}).preprocess:
+        return ""
+    preprocess = dataclasses.asdict(bundle.preprocess)
+    return "its preprocessing (" + ", ".join(f"{name} {value}" for name, value in preprocess.items()) + ")"
+
+
+_PARTS = ("blocks", "stem_filters", "head_filters")
+
+
 def _check_representable(bundle: Bundle, format: str) -> None:
     """Foreign formats hold arrays alone: what those do not tell must be the other library's."""
     if format == OWN:
         return
     reasons = []
+    published = get_architecture(bundle.architecture.name)
+    own = [getattr(bundle.architecture, part) != getattr(published, part) for part in _PARTS]
     if bundle.architecture.family not in FOREIGN_FAMILIES:
         reasons.append(f"a network of family '{bundle.architecture.family}'")
+    elif any(own):
+        reasons.append("blocks or widths of your own")
     if bundle.padding != "same":
         reasons.append("symmetric padding")
     if bundle.batch_norm_epsilon != 1e-3:

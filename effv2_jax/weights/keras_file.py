@@ -7,6 +7,7 @@ import collections
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,8 +32,10 @@ def open_keras(path: Path) -> Tensors:
         with open(path, "rb") as stream:
             zipped = stream.read(4) == b"PK\x03\x04"
         file = h5py.File(_unpacked(path) if zipped else path, "r")
+        if name := file.visititems_links(_external):
+            raise ValueError(f"{name} lies in another file")
         datasets = _keras2(file) if "layer_names" in file.attrs or "model_weights" in file else _keras3(file)
-        shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
+        shapes = {name: _checked(path, dataset).shape for name, dataset in datasets.items()}
     except UserError:
         raise
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... on damage
@@ -42,6 +45,20 @@ def open_keras(path: Path) -> Tensors:
     if not shapes:
         raise UserError(f"'{path}' is HDF5, but no layer of a Keras model with named weights is in it")
     return Tensors(str(path), ("keras",), shapes, lambda name: datasets[name][()])
+
+
+def _external(name: str, link: Any) -> str | None:
+    """The name of a link out of the file: a stranger's could pull in any other that its reader can read."""
+    return name if isinstance(link, h5py.ExternalLink) else None
+
+
+def _checked(path: Path, dataset: h5py.Dataset) -> h5py.Dataset:
+    """Raises UserError where values are no numbers, and ValueError where they lie in another file."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} lies in another file")
+    if dataset.dtype.kind not in "fiub" or dataset.dtype.itemsize > 8:
+        raise UserError(f"'{path}': {dataset.name} is {dataset.dtype}, not floating-point")
+    return dataset
 
 
 def _keras3(file: h5py.File) -> dict[str, h5py.Dataset]:

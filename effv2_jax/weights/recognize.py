@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from effv2_jax import architecture as architectures
 from effv2_jax.architecture import Architecture, get_architecture
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.errors import UserError
 from effv2_jax.weights.mapping import FOREIGN_FAMILIES, Entry, entries
 from effv2_jax.weights.tensors import Tensors
 
@@ -32,8 +32,6 @@ def recognize(tensors: Tensors, architecture: str = "auto") -> Match:
     Raises:
       UserError: no variant fits; lists all that is missing, unexpected or of another shape for the nearest one.
     """
-    if architecture != "auto":
-        check_known("--architecture", architecture, architectures.names())
     names = architectures.names() if architecture == "auto" else (architecture,)
     candidates = [
         match
@@ -49,6 +47,12 @@ def recognize(tensors: Tensors, architecture: str = "auto") -> Match:
         raise UserError(
             f"'{tensors.path}' is of no network that is known here: none of its {len(tensors.shapes)} arrays has a "
             f"name and shape of {' or '.join(tensors.formats)} ({some}, ...)"
+        )
+    if architecture == "auto" and _agreement(tensors, best) < 0.5:
+        raise UserError(
+            f"'{tensors.path}' is of no network that is known here: the nearest is {best.architecture.name} as "
+            f"{best.format} writes it, with {sum(entry.name in tensors.shapes for entry in best.entries)} of its "
+            f"{len(best.entries)} arrays"
         )
     check_complete(tensors, best.entries, f"{best.architecture.name} as {best.format} writes it")
     return best

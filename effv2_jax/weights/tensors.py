@@ -49,9 +49,11 @@ class Tensors:
         """One array as float32; raises UserError where the file is damaged."""
         try:
             array = self.read(name)
+        except UserError:
+            raise
         except Exception as error:  # of whichever library reads the format
             raise damaged(self.path, error) from error
-        if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise UserError(f"'{self.path}': {name} is {array.dtype}, not floating-point")
         return np.asarray(array, np.float32)
 
@@ -63,7 +65,7 @@ def zip_members(start: bytes, path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile raises many kinds on damage
         raise damaged(str(path), error) from error
 
 

@@ -1,5 +1,6 @@
 """PyTorch's .pth and .pt files of timm and torchvision: unpickled with `weights_only=True`, which runs no code."""
 
+import argparse
 import pickle
 import zipfile
 from pathlib import Path
@@ -33,9 +34,13 @@ def open_torch(path: Path) -> Tensors:
         raise UserError(
             f"'{path}' is a PyTorch file, which needs PyTorch to read: pip install 'effv2_jax[convert]'"
         ) from None
-    _refuse_compressed(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_bombs(path)
+        # Training scripts keep their arguments beside the weights; a Namespace runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' holds more than arrays, and what else is in a pickle could run code; it was not loaded "
@@ -43,11 +48,16 @@ def open_torch(path: Path) -> Tensors:
         ) from error
     except Exception as error:  # RuntimeError, EOFError, ...: whatever a damaged file makes of the unpickler
         raise damaged(str(path), error) from error
-    tensors = {name.removeprefix("module."): value for name, value in _state_dict(state, path).items()}
+    tensors = {
+        name.removeprefix("module."): value.detach()
+        for name, value in _state_dict(state, path).items()
+        if name != "n_averaged"  # of PyTorch's AveragedModel
+    }
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
 
     def read(name: str) -> np.ndarray:
-        return tensors[name].to(torch.float32).numpy()
+        tensor = tensors[name]
+        return (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).numpy()
 
     return Tensors(str(path), ("timm", "torchvision"), without_counters(shapes), read)
 
@@ -59,20 +69,26 @@ def _state_dict(state: Any, path: Path) -> dict[str, Any]:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
             break
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"'{path}' holds no dictionary of tensors, but a {type(state).__name__}")
     return state
 
 
-def _refuse_compressed(path: Path) -> None:
-    """PyTorch stores its records as they are; a compressed one could grow without end."""
+def _refuse_bombs(path: Path) -> None:
+    """PyTorch stores its records as they are, one after another; compressed or overlapping ones grow without end."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
-                raise UserError(f"'{path}' is no PyTorch file: its record {member.filename} is compressed")
+        members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"'{path}' is no PyTorch file: its record {member.filename} is compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise UserError(f"'{path}' is no PyTorch file: its records are larger than the file")
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+    """The line that names what was refused."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "global" in line.lower()), lines[-1])[:200]
