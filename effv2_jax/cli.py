@@ -45,10 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Preempted as message:
         print(f"effv2: {message}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except OSError as error:  # of a disk that takes no more output, and of what is no path at all
+        if error.errno not in (errno.ENAMETOOLONG, errno.ENOSPC):
             raise
-        print(f"effv2: error: {error.strerror}: {str(error.filename)[:100]}...", file=sys.stderr)
+        where = f": {str(error.filename)[:100]}..." if error.filename else ""
+        print(f"effv2: error: {error.strerror}{where}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
         print("effv2: interrupted; a training run goes on from its last checkpoint", file=sys.stderr)
@@ -148,7 +149,9 @@ def make_parser() -> argparse.ArgumentParser:
     parity = verb("parity", call_bench_parity, "our networks against those of Keras, timm and torchvision", of=kinds)
     parity.add_argument("--variant", nargs="+", default=[], help="by default all that another library has")
     parity.add_argument("--peer", nargs="+", default=[], help="keras, timm, torchvision; by default all")
-    parity.add_argument("--size", type=int, default=0, metavar="PIXELS", help="by default each one's for evaluation")
+    parity.add_argument(
+        "--size", type=int, default=None, metavar="PIXELS", help="by default each one's for evaluation, in training 64"
+    )
     form = parity.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--page", action="store_true", help="print docs/parity.md")
@@ -180,7 +183,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["include", "exclude"],
         help="include: takes uint8 pixels and normalises them; exclude: takes normalised float32",
     )
-    export.add_argument("--image_size", type=int, default=0, metavar="PIXELS", help="by default that of SRC")
+    export.add_argument("--image_size", type=int, default=None, metavar="PIXELS", help="by default that of SRC")
     export.add_argument("--compare", nargs="+", default=[], metavar="IMAGE|FOLDER", help="photos to compare on")
 
     models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
@@ -282,10 +285,13 @@ def call_evaluate(args: argparse.Namespace) -> None:
     intervals = {name: confidence_interval(shares["top1"], int(shares["count"])) for name, shares in results.items()}
     if args.json:
         print(json.dumps(what | results | {"top1_interval_95": intervals}))
-        return
-    print(f"{title} | {describe_results(results)}")
-    words = ", ".join(f"{name} {low:.2%} to {high:.2%}" for name, (low, high) in intervals.items())
-    print(f"95 % interval of top-1: {words}")
+    else:
+        print(f"{title} | {describe_results(results)}")
+        words = ", ".join(f"{name} {low:.2%} to {high:.2%}" for name, (low, high) in intervals.items())
+        print(f"95 % interval of top-1: {words}")
+    if unreadable := int(max(shares["unreadable"] for shares in results.values())):
+        print(f"effv2: {unreadable} images could not be read", file=sys.stderr)
+        sys.exit(EXIT_UNREADABLE)
 
 
 def call_config(args: argparse.Namespace) -> None:
@@ -382,6 +388,8 @@ def call_convert(args: argparse.Namespace) -> None:
     from effv2_jax.weights.files import format_of, not_told_by
 
     format_of(args.destination)  # before SRC is read
+    if os.path.exists(args.destination) and os.path.samefile(args.source, args.destination):
+        raise UserError(f"'{args.destination}' is the source itself; name another destination")
     bundle = read_weights(args.source, args.architecture)
     if args.head == "drop":
         bundle = bundle.without_head()
@@ -403,7 +411,7 @@ def call_export(args: argparse.Namespace) -> None:
 
     images = find_images(args.compare)
     bundle = read_weights(args.source, args.architecture)
-    if args.image_size:
+    if args.image_size is not None:
         if args.image_size < 32:
             raise UserError(f"--image_size={args.image_size} is too small; the network halves it five times")
         preprocess = dataclasses.replace(bundle.preprocess, image_size=args.image_size)

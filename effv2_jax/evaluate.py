@@ -21,7 +21,7 @@ from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batch
 from effv2_jax.data.sources import Source, make_sources
 from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh, put_batch
-from effv2_jax.progress import Results, say
+from effv2_jax.progress import Results
 from effv2_jax.step import make_evaluation_step
 from effv2_jax.weights import Bundle, read_weights
 
@@ -94,10 +94,13 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     bundle = read_weights(path)
     mesh = make_mesh()
     check_input(config, jax.process_count())
+    config = config.copy_and_resolve_references()
+    if not config.data.holdout_percent:
+        config.data.train_split = config.data.evaluation_split  # there need be no other
+        config.data.num_examples = 0
     sources = make_sources(config)
     if config.evaluation.batch_size % mesh.size:
         raise UserError(f"the {mesh.size} devices do not divide config.evaluation.batch_size")
-    config = config.copy_and_resolve_references()
     config.data.normalization = bundle.preprocess.normalization
     source = with_labels_of(sources.evaluation, bundle)
     replicated = mesh_lib.replicated(mesh)
@@ -108,13 +111,17 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
 def _evaluate_once(
     evaluation_step: Callable, weights: dict[str, Any], source: Source, config: ConfigDict, mesh: Mesh
 ) -> Results:
-    """`evaluate` on all of a source; says how many images could not be read."""
+    """`evaluate` on all of a source, with 'unreadable', the number of images that were left out.
+
+    Raises:
+      UserError: no image could be read.
+    """
     batches = evaluation_batches(source, config, process_index=jax.process_index(), process_count=jax.process_count())
     broken = BrokenCounter(source)
     results = evaluate(evaluation_step, weights, batches, mesh, broken)
-    if broken.count:
-        say(f"unreadable images, left out: {broken.count}")
-    return results
+    if broken.count == len(source):
+        raise UserError(f"none of the {len(source)} images can be read, the first is {source.describe(0)}")
+    return {name: shares | {"unreadable": broken.count} for name, shares in results.items()}
 
 
 @dataclasses.dataclass
@@ -157,7 +164,8 @@ def with_labels_of(source: Source, bundle: Bundle) -> Source:
     if not by_number and (len(names) != bundle.num_classes or (known and len(strange) < len(names))):
         raise UserError(
             f"the data have {len(names)} classes, the weights {bundle.num_classes}, and the weights do not know "
-            f"{', '.join(strange[:5])}{' and others' if len(strange) > 5 else ''}"
+            f"{', '.join(strange[:5])}{' and others' if len(strange) > 5 else ''}; a folder's classes bear the "
+            "weights' names, in CSV files their numbers do as well"
         )
     return source
 

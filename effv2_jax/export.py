@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from effv2_jax.errors import UserError, check_known, takes_no_writing
-from effv2_jax.model import EfficientNet, normalize
+from effv2_jax.model import NORMALIZATIONS, EfficientNet, normalize
 from effv2_jax.weights import Bundle
 from effv2_jax.weights.bundle import Variables
 
@@ -84,13 +84,14 @@ class Program:
     def description(self) -> dict[str, Any]:
         """What a user of the file has to know, as JSON can hold it."""
         width = self.bundle.architecture.head_filters if self.output == "features" else self.bundle.num_classes
+        offset, scale = NORMALIZATIONS[self.bundle.preprocess.normalization]
         return {
             "architecture": self.bundle.architecture.name,
             "input": {"name": "images", "dtype": np.dtype(self.dtype).name, "shape": ["batch", *self.shape]},
             "output": {"name": self.output, "dtype": "float32", "shape": ["batch", width]},
             "preprocess": dataclasses.asdict(self.bundle.preprocess),
-            "normalization_included": self.preprocessing,
-            "class_names": self.bundle.class_names,
+            "normalization": {"included": self.preprocessing, "offset": offset, "scale": scale},
+            "class_names": () if self.output == "features" else self.bundle.class_names,
         }
 
 

@@ -58,7 +58,8 @@ def arrays_to_start_from(
         raise UserError(f"config.init_pattern '{pattern}' leaves nothing of '{path}' to load: its classes are others")
     log(
         f"weights of {bundle.architecture.name} from {path}: {len(shapes) - len(kept)} of {len(shapes)} arrays loaded; "
-        f"fresh: {', '.join(kept) or 'none'}; left aside: {', '.join(sorted(aside)) or 'none'}"
+        f"with fresh values: {', '.join(kept) or 'none'}; "
+        f"of the weights left aside: {', '.join(sorted(aside)) or 'none'}"
     )
     if bundle.preprocess.normalization != config.data.normalization:
         log(
@@ -99,6 +100,11 @@ def _check_network(
     missing: list[str],
 ) -> None:
     """Raises UserError, with every reason, where the weights are another network's."""
+    if bundle.architecture.name != config.model.variant and not config.init_pattern:
+        raise UserError(
+            f"'{config.init_from}' is of {bundle.architecture.name}, the config of {config.model.variant}: "
+            f"--config.model.variant={bundle.architecture.name} sets it, if the config's argument does not"
+        )
     faults = [
         f"{name} {list(given[name].shape)} instead of {list(shapes.get(name, ())) or 'nothing'}" for name in aside
     ]

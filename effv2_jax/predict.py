@@ -94,7 +94,7 @@ def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: 
         try:
             return bundle.preprocess.pixels(image)
         except (BrokenImage, OSError) as error:
-            return str(error)
+            return (getattr(error, "strerror", None) or str(error)).removeprefix(f"{image}: ")
 
     variables = jax.device_put(bundle.variables)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from effv2_jax.data.crop import evaluation_crop
-from effv2_jax.data.decode import decode, decode_with_pillow
+from effv2_jax.data.decode import BrokenImage, decode, decode_with_pillow
 from effv2_jax.model import NORMALIZATIONS
 
 Image = Any  # a path, the bytes of a file, a uint8 array [H, W, 3] or [H, W], or a PIL image
@@ -28,14 +28,23 @@ class Preprocess:
     normalization: str
 
     def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
-        """One image or a list of them; raises `decode.BrokenImage` (a ValueError) where one cannot be read."""
+        """One image or a list of them, each of any kind of `Image`.
+
+        Raises:
+          decode.BrokenImage: (a ValueError) one cannot be read; the message names its file.
+        """
         several = isinstance(images, (list, tuple))
+        if several and not images:
+            return np.zeros((0, self.image_size, self.image_size, 3), np.float32)
         return self.normalize(np.stack([self.pixels(image) for image in (images if several else [images])]))
 
     def pixels(self, image: Image) -> np.ndarray:
         """One image, cropped and resized: uint8 [image_size, image_size, 3]."""
         if isinstance(image, (str, os.PathLike)):
-            image = Path(image).read_bytes()
+            try:
+                return self.pixels(Path(image).read_bytes())
+            except BrokenImage as error:
+                raise BrokenImage(f"{os.fspath(image)}: {error}") from None
         if isinstance(image, (bytes, bytearray)):
             image = decode(bytes(image))
         elif not isinstance(image, np.ndarray):
@@ -43,7 +52,10 @@ class Preprocess:
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an image must be uint8 [H, W, 3] or [H, W], not {image.dtype} {list(image.shape)}")
+            raise ValueError(
+                f"an image must be uint8 [H, W, 3] or [H, W], not {image.dtype} {list(image.shape)}; several come as a "
+                "list"
+            )
         return evaluation_crop(image, self.image_size, self.crop, self.interpolation)
 
     def normalize(self, pixels_BxSxSx3: np.ndarray) -> np.ndarray:

@@ -63,7 +63,8 @@ def test_the_file_gives_the_networks_outputs_for_any_batch(effv2, weights, photo
     description = json.loads((tmp_path / f"net{ending}.json").read_text())
     assert description["input"] == {"name": "images", "dtype": "uint8", "shape": ["batch", 33, 33, 3]}
     assert description["output"] == {"name": "logits", "dtype": "float32", "shape": ["batch", 3]}
-    assert Preprocess(**description["preprocess"]) == preprocess and description["normalization_included"]
+    assert Preprocess(**description["preprocess"]) == preprocess
+    assert description["normalization"]["included"] and description["normalization"]["scale"][0] == 0.229 * 255
     assert description["class_names"] == ["ant", "bee", "cat"]
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, f"{path.name}.json"])
 

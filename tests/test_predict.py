@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -59,6 +60,28 @@ def test_a_folder_in_three_forms(effv2, weights, photos):
     assert out.splitlines()[1:3] == ["   70.0% bee", "   20.0% ant"]
 
 
+def test_evaluation_counts_and_tells_what_it_cannot_read(effv2, weights, photos):
+    """Only the evaluation split need be there; classes are those of the weights, in another order."""
+    (photos / "validation" / "rose").rename(photos / "validation" / "cat")
+    (photos / "validation" / "tulip").rename(photos / "validation" / "bee")
+    shutil.rmtree(photos / "train")
+    command = ("evaluate", f"--weights={weights}", "--config=configs/folder.py", f"--config.data.name={photos}")
+    command += ("--config.evaluation.image_size=32", "--config.evaluation.batch_size=8")
+    code, out, err = effv2(*command)
+    assert code == 0 and "raw top-1 50.00%" in out and "(12 examples)" in out, err
+    first, *others = sorted(photos.rglob("*.jpg"))
+    first.write_bytes(b"nothing")
+    code, out, err = effv2(*command, "--json")
+    results = json.loads(out)
+    assert code == 66 and results["raw"]["count"] == 11 and results["raw"]["unreadable"] == 1
+    assert "effv2: 1 images could not be read" in err
+    for path in others:
+        path.write_bytes(b"nothing")
+    code, out, err = effv2(*command)
+    assert code == 2 and not out and "none of the 12 images can be read, the first is" in err
+    assert effv2(*command, "--step=best")[0] == 2
+
+
 def test_names_of_any_bytes_and_folders_that_look_like_images(weights, photos):
     """In a process of its own, whose output is strict UTF-8."""
     (photos / "folder.jpg").mkdir()
@@ -83,6 +106,12 @@ def test_a_picture_of_16_bits_is_the_same_from_a_file_and_from_pillow(tmp_path):
     expected = np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2)
     np.testing.assert_array_equal(preprocess.pixels(tmp_path / "grey.png"), expected)
     np.testing.assert_array_equal(preprocess.pixels(Image.open(tmp_path / "grey.png")), expected)
+    assert preprocess([]).shape == (0, 8, 8, 3)
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"broken.jpg: not an image"):
+        preprocess([tmp_path / "grey.png", tmp_path / "broken.jpg"])
+    with pytest.raises(ValueError, match="several come as a list"):
+        preprocess(np.zeros((2, 8, 8, 3), np.uint8))
 
 
 def test_unreadable_files_are_reported_skipped_and_in_the_exit_code(effv2, weights, photos):

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -77,6 +78,8 @@ def test_a_round_trip_is_bit_exact(b0, written, format):
     assert bundle.architecture == B0 and bundle.num_classes == 10
     assert_equal(bundle.variables, b0.variables)
     assert bundle.preprocess == b0.preprocess
+    os.umask(mask := os.umask(0))
+    assert written[format].stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
@@ -481,10 +484,12 @@ def test_a_pickle_runs_no_code(effv2, tmp_path):
     [
         ("x.onnx", "must end in .safetensors or .weights.h5"),
         ("no/such/x.safetensors", "cannot be written"),
+        ("itself", "is the source itself"),
     ],
 )
 def test_a_destination_that_cannot_be(effv2, written, tmp_path, name, message):
-    code, _, err = effv2("convert", written["effv2"], tmp_path / name)
+    destination = written["effv2"] if name == "itself" else tmp_path / name
+    code, _, err = effv2("convert", written["effv2"], destination)
     assert code == 2 and message in err
 
 

@@ -31,14 +31,14 @@ TRAIN_BATCH, TRAIN_SIZE = 8, 64
 
 
 def measure(
-    variants: Sequence[str], peers: Sequence[str], size: int, log: Callable[[str], None]
+    variants: Sequence[str], peers: Sequence[str], size: int | None, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Compares, each variant in a process of its own, which takes its memory with it.
 
     Args:
       variants: names of architectures; () for all that a peer has.
       peers: of PEERS; () for all.
-      size: pixels; 0 for each variant's evaluation size, and TRAIN_SIZE in training.
+      size: pixels; None for each variant's evaluation size, and TRAIN_SIZE in training.
       log: takes a line of progress.
 
     Returns:
@@ -51,7 +51,7 @@ def measure(
         check_known("--variant", variant, architectures.names())
     for peer in peers:
         check_known("--peer", peer, PEERS)
-    if 0 < size < 32 or size < 0:
+    if size is not None and size < 32:
         raise UserError(f"--size={size} is too small; the networks halve it five times")
     found = {
         variant: [peer for peer in peers or PEERS if peer_name(peer, variant)]
@@ -102,7 +102,7 @@ def random_variables(architecture: Architecture, seed: int = 0) -> Variables:
     return unflatten(arrays)
 
 
-def compare_forward(variant: str, peers: Sequence[str], size: int = 0) -> list[dict[str, Any]]:
+def compare_forward(variant: str, peers: Sequence[str], size: int | None = None) -> list[dict[str, Any]]:
     """Rows of {'variant', 'peer', 'size', 'logits', 'worst', 'worst_at'}: largest differences, each relative to the
     largest value of what is compared; 'worst' is that of any output."""
     architecture = get_architecture(variant)
@@ -151,7 +151,7 @@ def forward(bundle: Bundle, images_BxHxWx3: np.ndarray) -> Outputs:
     return {name: np.asarray(value) for name, value in (blocks | ends | {"logits": logits}).items()}
 
 
-def compare_training(variant: str, peers: Sequence[str], size: int = 0) -> list[dict[str, Any]]:
+def compare_training(variant: str, peers: Sequence[str], size: int | None = None) -> list[dict[str, Any]]:
     """Rows of {'variant', 'peer', 'size', 'batch', 'loss', 'gradients', 'gradients_at', 'statistics', 'statistics_at'}.
 
     Relative: the loss's difference, and the largest of any parameter's gradient and of any mean or variance by norms.

@@ -75,6 +75,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o666 & ~mask)  # some libraries leave it to the owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
