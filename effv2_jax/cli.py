@@ -243,7 +243,7 @@ def _known_fields(file_and_argument: str) -> list[str]:
 
 def _suggest(word: str, known: Sequence[str]) -> str:
     """'; did you mean ...?' or nothing."""
-    by_last_part = [name for name in known if name.rpartition(".")[2] == word.rpartition(".")[2]]
+    by_last_part = [name for name in known if name.rpartition(".")[2].endswith(word.rpartition(".")[2])]
     close = by_last_part or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {' or '.join(close)}?" if close else "; `effv2 config` prints all fields"
 

@@ -124,6 +124,10 @@ def test_setting_a_duration_unsets_the_other_units():
     ("overrides", "message"),
     [
         (["--config.optimizer.momentun=1"], r"no field 'optimizer\.momentun'; did you mean optimizer\.momentum\?"),
+        (
+            ["--config.batch_size=1"],
+            r"no field 'batch_size'; did you mean evaluation\.batch_size or global_batch_size\?",
+        ),
         (["--config.momentum=1"], r"no field 'momentum'; did you mean batch_norm\.momentum or optimizer\.momentum\?"),
         (["--config.seed=one"], r"config cannot be read: .*config\.seed=one"),
         (["--config.qqqq=1"], r"no field 'qqqq'; `effv2 config` prints all fields"),

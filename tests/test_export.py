@@ -140,7 +140,7 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
         (weights, tmp_path / "net.onnx", "--output=logit"): "--output 'logit' is unknown; did you mean 'logits'",
         (weights, tmp_path / "net.onnx", "--architecture=b0"): "--architecture 'b0' is unknown",
         (weights, tmp_path / "net.onnx", "--architecture=efficientnetv2-s"): "not of efficientnetv2-s",
-        (weights, tmp_path / "no" / "net.stablehlo"): "cannot be written",
+        (weights, tmp_path / "no" / "net.stablehlo"): "there is no folder",
         (weights, tmp_path / "net.stablehlo", "--image_size=8"): "is too small",
         (weights, tmp_path / "net.stablehlo", "--compare", tmp_path / "absent.jpg"): "there is no image or folder",
         (weights, tmp_path / "net.stablehlo", "--compare", weights): "is no readable image",

@@ -121,6 +121,11 @@ def _open(name: str, data_dir: str) -> Any:
             f"{hint}--config.data.data_dir=... names another folder"
         ) from None
     except Exception as error:  # TFDS raises many kinds for a bad name, configuration or version
+        if epath.Path(name).is_dir():
+            raise UserError(
+                f"config.data.name='{name}' is a folder, and config.data.source='tfds' wants the name of a data set: "
+                "--config.data.source=folder reads images below it"
+            ) from None
         raise UserError(f"TFDS cannot open '{name}' (config.data.name): {_one_line(error)}") from None
     if not builder.info.splits:
         directory = f", data_dir='{data_dir}'" if data_dir else ""

@@ -174,6 +174,8 @@ def write_weights(bundle: Bundle, path: str | os.PathLike, format: str = "auto")
         ending = ".weights.h5" if format == "keras" else ".safetensors"
         raise UserError(f"format '{format}' needs a name that ends in {ending}, not '{path}'")
     _check_representable(bundle, format)
+    if not path.parent.is_dir():
+        raise UserError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
     flat = flatten(bundle.variables)
     arrays = [
         (entry, entry.to_foreign(np.asarray(flat[entry.path], np.float32)))

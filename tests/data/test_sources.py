@@ -188,6 +188,11 @@ def test_mistakes_with_tfds(tfds_dir, fields, message):
         make_sources(config_of(**({"source": "tfds", "name": "ten_photos", "data_dir": tfds_dir} | fields)))
 
 
+def test_a_folder_where_a_tfds_name_belongs(folder):
+    with pytest.raises(UserError, match=r"is a folder, .*--config.data.source=folder reads images below it"):
+        make_sources(config_of(source="tfds", name=str(folder)))
+
+
 def test_sources_go_to_worker_processes(folder, tfds_dir):
     for fields in (
         {"source": "digits"},
