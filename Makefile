@@ -13,9 +13,9 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[dev]
 	touch $@
 
-# PyTorch, timm, torchvision, ONNX: the tests that compare with them are skipped without
+# PyTorch, timm, torchvision, ONNX, the TPU compiler: the tests that need them are skipped without
 peers: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[peers,export]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .[peers,export,tpu]
 
 demo: install
 	$(BIN)/effv2 train --config=configs/digits.py --workdir=runs/demo

@@ -141,6 +141,13 @@ def make_parser() -> argparse.ArgumentParser:
     stages.add_argument("--json", action="store_true", help="print JSON")
     stages.add_argument("--picture", default="", metavar="FILE", help="draw them, as .svg or .png")
 
+    plan = verb("plan", call_plan, "compile for TPU slices that need not be there, and estimate", config=True)
+    plan.add_argument("--topology", action="append", required=True, metavar="VERSION:SHAPE", help="such as v5e:4x4")
+    plan.add_argument("--num_classes", type=int, default=1000, help="of the data, which need not be at hand")
+    plan.add_argument("--price_per_chip_hour", type=float, default=0.0, help="prints what the training would cost")
+    plan.add_argument("--cache", default="~/.cache/effv2_jax/plan", help="where figures of compiled programs are kept")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
     bench = verb("bench", None, "measure: the stalls between stages, the parity with other libraries")
     kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
     stalls = verb("stages", call_bench_stages, "cold start, and the stall at each boundary", config=True, of=kinds)
@@ -318,6 +325,19 @@ def call_stages(args: argparse.Namespace) -> None:
         print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
     else:
         print(tables.to_text(tables.stages_table(curriculum, args.config, num_examples)), end="")
+
+
+def call_plan(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.plan import plan, plan_table
+
+    num_examples = args.config.data.num_examples
+    if not num_examples:
+        raise UserError("the length of an epoch is not known: --config.data.num_examples=N tells it")
+    cache = Path(args.cache).expanduser()
+    results = plan(args.config, args.topology, args.num_classes, num_examples, cache, _log)
+    table = plan_table(results, args.price_per_chip_hour)
+    print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")
 
 
 def call_bench_stages(args: argparse.Namespace) -> None:

@@ -135,7 +135,7 @@ class Compiler:
 
     def initial_state(self) -> TrainState:
         """A fresh state on the mesh."""
-        return self._compile("initial state", self._initial_state, ())()
+        return self._compile("initial state", lambda: self._lower(self._initial_state, ()))()
 
     def train_step(self, stage: Stage) -> jax.stages.Compiled:
         """The training step of a stage, (state, batch) -> (state, metrics); the state is donated.
@@ -177,28 +177,39 @@ class Compiler:
             _settle(self._executables[key], job)
         return self._executables[key].result()
 
-    def _compile_train_step(self, stage: Stage) -> jax.stages.Compiled:
+    def lower_train_step(self, stage: Stage) -> jax.stages.Lowered:
+        """The training step of a stage, ready for compilation."""
         step = step_lib.make_train_step(self._config, stage, self._model(stage), self._optimizer, self._schedule)
         batch = mesh_lib.abstract_batch(self._config.global_batch_size, stage.image_size, self._mesh)
-        name = f"training step of stage {stage.index + 1}, {stage.image_size} px"
-        return self._compile(name, step, (self.abstract_state, batch), donate_argnums=0)
+        return self._lower(step, (self.abstract_state, batch), donate_argnums=0)
 
-    def _compile_evaluation_step(self) -> jax.stages.Compiled:
+    def lower_evaluation_step(self) -> jax.stages.Lowered:
+        """The evaluation step, ready for compilation."""
         config = self._config.evaluation
         variables = _replicate(
             jax.eval_shape(lambda: step_lib.initial_variables(self._model(), self._config.seed)), self._mesh
         )
         batch = mesh_lib.abstract_batch(config.batch_size, config.image_size, self._mesh, mask="bool")
         step = step_lib.make_evaluation_step(self._config, self._model())
-        return self._compile(f"evaluation, {config.image_size} px", step, (variables, batch))
+        return self._lower(step, (variables, batch))
+
+    def _compile_train_step(self, stage: Stage) -> jax.stages.Compiled:
+        name = f"training step of stage {stage.index + 1}, {stage.image_size} px"
+        return self._compile(name, functools.partial(self.lower_train_step, stage))
+
+    def _compile_evaluation_step(self) -> jax.stages.Compiled:
+        return self._compile(f"evaluation, {self._config.evaluation.image_size} px", self.lower_evaluation_step)
 
     def _initial_state(self) -> TrainState:
         return step_lib.initial_state(self._model(), self._optimizer, self._config)
 
-    def _compile(self, name: str, function: Callable, arguments: tuple, **jit_options: Any) -> jax.stages.Compiled:
-        start = time.perf_counter()
+    def _lower(self, function: Callable, arguments: tuple, **jit_options: Any) -> jax.stages.Lowered:
         jitted = jax.jit(function, out_shardings=mesh_lib.replicated(self._mesh), **jit_options)
-        executable = jitted.lower(*arguments).compile()
+        return jitted.lower(*arguments)
+
+    def _compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+        start = time.perf_counter()
+        executable = lower().compile()
         self._log(f"compiled {name} in {time.perf_counter() - start:.1f} s")
         return executable
 

@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Compile time dominates these tests; processes that they start share the cache too.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# With the TPU compiler installed JAX would look for a TPU at every start, and tell at length that there is none.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 

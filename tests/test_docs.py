@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ runs, on small data and for a few steps."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -78,6 +79,11 @@ def test_the_effv2_commands_run(tmp_path):
         words = [{"effv2": effv2, "python": sys.executable}.get(word, word) for word in words]
         if "parity" in words:
             words += ["--variant", "efficientnetv2-b0", "--peer", "keras", "--size=32"]
+        elif "plan" in words:
+            if importlib.util.find_spec("libtpu") is None:
+                continue
+            words += [*SMALL, "--config.data.num_examples=1000", "--config.global_batch_size=64"]
+            words += ["--config.evaluation.batch_size=64"]
         elif "train" in words or "bench" in words:
             if "tfds" in command or ",data=" in command:  # covered with generated data by tests/data/test_sources.py
                 words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]

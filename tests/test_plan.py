@@ -1,0 +1,115 @@
+"""`effv2 plan`: compiled for slices that are not there."""
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+from tiny import tiny_config
+
+from effv2_jax import plan as plan_module
+from effv2_jax.errors import UserError
+from effv2_jax.plan import Program, estimate, plan_table
+from effv2_jax.tables import to_text
+from effv2_jax.tpu import CHIPS, Slice, check_name
+
+V5E, V3 = Slice("v5e:4x4", 16, 16), Slice("v3:4x4", 16, 32)
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.data.num_examples=1442",
+    "--num_classes=10",
+    "--config.curriculum.num_stages=2",
+    "--config.curriculum.image_size=(32,32)",
+    "--config.model.blocks=('r1_k3_s2_e1_i8_o8_c1','r1_k3_s2_e2_i8_o16_se0.25')",
+    "--config.compilation.background=False",
+)
+
+
+def needs_libtpu():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs libtpu: make peers")
+
+
+def test_an_estimate_by_hand():
+    program = Program(True, 1e9, flops=197e9, accessed_bytes=1.638e9, cycles=6_000_000, collectives=1)
+    found = estimate(program, V5E, 2048)
+    # 6e6 cycles at 1.5 GHz are 4 ms: 2048 / 16 images in it; 197e9 of 197e12 a second is 1 ms, 1.638 of 819 GB 2 ms.
+    assert found.seconds == pytest.approx(0.004) and found.images_per_second_per_chip == pytest.approx(32_000)
+    assert found.utilization == pytest.approx(0.25)
+    assert found.bound == "memory" and found.roofline_seconds == pytest.approx(0.002)
+    # Two devices share a v3 chip, its memory and its links.
+    network = dataclasses.replace(program, collective_bytes=int(1e9), accessed_bytes=0.0)
+    found = estimate(network, V3, 4096)
+    assert found.seconds == pytest.approx(6e6 / 0.94e9) and found.images_per_second_per_chip == pytest.approx(40_106.67)
+    assert found.bound == "network" and found.roofline_seconds == pytest.approx(2 * 2e9 / (4 * 656e9 / 8))
+
+
+def test_peaks_are_whole_matrix_units():
+    """The clock that turns cycles into seconds gives the published peak with whole units of a chip."""
+    for chip in CHIPS.values():
+        units = chip.flops / (2 * 128 * 128 * chip.clock)
+        assert abs(units - round(units)) < 0.03 * units and round(units) in (2, 4, 8, 16, 32)
+
+
+def test_a_step_that_does_not_fit_gets_the_first_remedy_that_does(monkeypatch, tmp_path):
+    tried = []
+
+    def measure(config, stage, where, *rest):
+        tried.append((stage.remat, stage.accumulation_steps))
+        fits = stage.accumulation_steps >= 4
+        return Program(fits, 20e9 / stage.accumulation_steps, cycles=1000 if fits else 0, flops=1e9)
+
+    config = tiny_config(global_batch_size=256)
+    stage = plan_module.make_curriculum(config, 1000).stages[0]
+    monkeypatch.setattr(plan_module, "_measure", measure)
+    row = plan_module._plan_stage(config, stage, V5E, 10, 1000, tmp_path, print)
+    assert tried == [(False, 1), (True, 1), (False, 2), (False, 4)]
+    assert row["remedy"] == "accumulation_steps=4" and row["fits"] and row["needed_bytes"] == 20e9
+    monkeypatch.setattr(plan_module, "_measure", lambda *rest: Program(False, 20e9))
+    row = plan_module._plan_stage(config, stage, V5E, 10, 1000, tmp_path, print)
+    assert row["remedy"] == "none that was tried" and not row["fits"] and "seconds" not in row
+    result = {"topology": "v5e:4x4", "chips": 16, "devices": 16, "stages": [row], "evaluation": row, "hours": None}
+    assert "does not fit" in to_text(plan_table([result], 1.0))
+
+
+def test_a_slice_that_is_not_there(effv2, tmp_path):
+    """Compiled once; what is known by content is not compiled again."""
+    needs_libtpu()
+    command = ("plan", *SMALL, "--topology=v5e:2x2", f"--cache={tmp_path}", "--price_per_chip_hour=2")
+    code, out, err = effv2(*command, "--json")
+    assert code == 0, err
+    [result] = json.loads(out)
+    assert (result["chips"], result["devices"], len(result["stages"])) == (4, 4, 2)
+    for row in (*result["stages"], result["evaluation"]):
+        assert row["fits"] and row["cycles"] > 1000 and row["flops"] > 1e6 and 0 < row["memory_bytes"] < 1e9
+    # Both stages are of one size: their steps differ in mixing alone.
+    assert len(list(tmp_path.iterdir())) == 3
+    hours = sum(row["seconds"] * row["steps"] for row in result["stages"]) / 3600
+    assert result["hours"] == pytest.approx(hours)
+    code, out, err = effv2(*command)
+    assert code == 0 and err.count("known already") == 3 and "compiled in" not in err
+    assert "h of training, estimated" in out and "at 2 a chip and hour" in out
+
+
+def test_mistakes(effv2, tmp_path):
+    for arguments, message in (
+        (("--topology=v9:4x4",), "must be VERSION:SHAPE, such as v5e:4x4; versions are v2, v3"),
+        (("--topology=v5e",), "must be VERSION:SHAPE"),
+        (("--topology=v5e:4x4", "--config.data.num_examples=0"), "--config.data.num_examples=N tells it"),
+    ):
+        code, _, err = effv2("plan", *SMALL, *arguments)
+        assert code == 2 and message in err
+    needs_libtpu()
+    for arguments, message in (
+        (("--topology=v5e:3x5",), "--topology=v5e:3x5 cannot be described"),
+        (("--topology=v5e:4x4", "--config.global_batch_size=24"), "global_batch_size"),
+    ):
+        code, _, err = effv2("plan", *SMALL, *arguments)
+        assert code == 2 and message in err
+    check_name("v5e:4x4")
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs libtpu"):
+        check_name("v5e:4x4")
