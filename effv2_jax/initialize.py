@@ -100,11 +100,6 @@ def _check_network(
     missing: list[str],
 ) -> None:
     """Raises UserError, with every reason, where the weights are another network's."""
-    if bundle.architecture.name != config.model.variant and not config.init_pattern:
-        raise UserError(
-            f"'{config.init_from}' is of {bundle.architecture.name}, the config of {config.model.variant}: "
-            f"--config.model.variant={bundle.architecture.name} sets it, if the config's argument does not"
-        )
     faults = [
         f"{name} {list(given[name].shape)} instead of {list(shapes.get(name, ())) or 'nothing'}" for name in aside
     ]
@@ -112,6 +107,11 @@ def _check_network(
     ours = make_model(config, 0, "cpu").architecture.blocks
     if not faults and not config.init_pattern and bundle.architecture.blocks != ours:
         faults.append("its blocks have other strides, kernels or squeeze-excites")
+    if faults and bundle.architecture.name != config.model.variant and not config.init_pattern:
+        raise UserError(
+            f"'{config.init_from}' is of {bundle.architecture.name}, the config of {config.model.variant}: "
+            f"--config.model.variant={bundle.architecture.name} sets it, if the config's argument does not"
+        )
     if config.model.padding != bundle.padding:
         faults.append(f"padding '{bundle.padding}': --config.model.padding={bundle.padding} sets it")
     if config.batch_norm.epsilon != bundle.batch_norm_epsilon:

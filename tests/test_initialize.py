@@ -131,7 +131,7 @@ def test_another_network_is_one_error_that_lists_all(fresh, weights, tmp_path):
     with pytest.raises(UserError, match=r"a batch-norm epsilon of 0.001: --config.batch_norm.epsilon=0.001 sets it"):
         start(fresh, init_from=str(weights), batch_norm__epsilon=1e-5)
     with pytest.raises(UserError, match=r"is of efficientnetv2-s, the config of efficientnetv2-b0: --config.model.var"):
-        start(fresh, init_from=str(weights), model__variant="efficientnetv2-b0")
+        start(fresh, init_from=str(weights), model__variant="efficientnetv2-b0", model__blocks=())
     with pytest.raises(UserError, match=r"padding 'same': --config.model.padding=same sets it"):
         start(fresh, init_from=str(weights), model__padding="symmetric")
     config = tiny_config(init_from=str(weights), model__blocks=("r1_k3_s2_e1_i16_o16_c1",), model__width=1.0)
