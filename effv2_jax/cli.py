@@ -1,28 +1,23 @@
-"""`effv2 VERB`: the command line. Verbs import what they need when they run."""
+"""`effv2 VERB`: the command line, its arguments and the config; what a verb does is in `verbs`."""
 
 import argparse
-import contextlib
 import difflib
 import errno
-import io
-import json
 import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from effv2_jax.config import UNITS, flat_lines, to_dict
+from effv2_jax import verbs
+from effv2_jax.config import UNITS, flat_lines
 from effv2_jax.errors import (
     EXIT_MISTAKE,
     EXIT_PREEMPTED,
     EXIT_UNAVAILABLE,
-    EXIT_UNREADABLE,
     Preempted,
     Unavailable,
     UserError,
@@ -102,9 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="effv2", description="EfficientNetV2 with progressive learning in JAX.", epilog=f"example: {EXAMPLE}"
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, call: Any, text: str, config: bool = False, of: Any = verbs) -> argparse.ArgumentParser:
+    def verb(name: str, call: Any, text: str, config: bool = False, of: Any = subparsers) -> argparse.ArgumentParser:
         verb = of.add_parser(name, help=text, description=text, allow_abbrev=False)
         verb.set_defaults(call=call)
         if config:
@@ -116,7 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
             )
         return verb
 
-    train = verb("train", call_train, "train, or go on with the training in a workdir", config=True)
+    train = verb("train", verbs.train, "train, or go on with the training in a workdir", config=True)
     train.add_argument("--workdir", required=True, help="where checkpoints and metrics go; a local path or gs://")
     train.add_argument("--force", action="store_true", help="go on in the workdir though the config is of another run")
     cluster = train.add_argument_group("several processes")
@@ -126,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     cluster.add_argument("--process_id", type=int, default=-1)
     cluster.add_argument("--timeout", type=int, default=300, help="seconds to wait for the others at the start")
 
-    evaluate = verb("evaluate", call_evaluate, "evaluate a run's checkpoint, or weights on a config's data")
+    evaluate = verb("evaluate", verbs.evaluate, "evaluate a run's checkpoint, or weights on a config's data")
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", default="", help="of a training run, on its own data")
     what.add_argument("--weights", default="", metavar="PATH", help="of any format that convert reads; with --config")
@@ -134,14 +129,14 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--step", default="latest", help="latest, best, or the number of a kept step")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
-    config = verb("config", call_config, "print the resolved config", config=True)
+    config = verb("config", verbs.config, "print the resolved config", config=True)
     config.add_argument("--json", action="store_true", help="print JSON")
 
-    stages = verb("stages", call_stages, "print the stages of a config's curriculum", config=True)
+    stages = verb("stages", verbs.stages, "print the stages of a config's curriculum", config=True)
     stages.add_argument("--json", action="store_true", help="print JSON")
     stages.add_argument("--picture", default="", metavar="FILE", help="draw them, as .svg or .png")
 
-    plan = verb("plan", call_plan, "compile for TPU slices that need not be there, and estimate", config=True)
+    plan = verb("plan", verbs.plan, "compile for TPU slices that need not be there, and estimate", config=True)
     plan.add_argument("--topology", action="append", required=True, metavar="VERSION:SHAPE", help="such as v5e:4x4")
     plan.add_argument("--num_classes", type=int, default=1000, help="of the data, which need not be at hand")
     plan.add_argument("--price_per_chip_hour", type=float, default=0.0, help="prints what the training would cost")
@@ -150,10 +145,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     bench = verb("bench", None, "measure: the stalls between stages, the parity with other libraries")
     kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
-    stalls = verb("stages", call_bench_stages, "cold start, and the stall at each boundary", config=True, of=kinds)
+    stalls = verb("stages", verbs.bench_stages, "cold start, and the stall at each boundary", config=True, of=kinds)
     stalls.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
     stalls.add_argument("--json", action="store_true", help="print JSON")
-    parity = verb("parity", call_bench_parity, "our networks against those of Keras, timm and torchvision", of=kinds)
+    parity = verb("parity", verbs.bench_parity, "our networks against those of Keras, timm and torchvision", of=kinds)
     parity.add_argument("--variant", nargs="+", default=[], help="by default all that another library has")
     parity.add_argument("--peer", nargs="+", default=[], help="keras, timm, torchvision; by default all")
     parity.add_argument(
@@ -163,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--page", action="store_true", help="print docs/parity.md")
 
-    predict = verb("predict", call_predict, "name what is on images")
+    predict = verb("predict", verbs.predict, "name what is on images")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-", help="-: an image or paths on standard input")
     predict.add_argument("--weights", required=True, metavar="PATH", help="of any format that convert reads, or a run")
     predict.add_argument("--top", type=int, default=5, help="classes of each image")
@@ -172,14 +167,14 @@ def make_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print a JSON object a line")
     form.add_argument("--csv", action="store_true", help="print CSV, a row a class")
 
-    convert = verb("convert", call_convert, "convert weights: automl, Keras, timm, torchvision, a run; and back")
+    convert = verb("convert", verbs.convert, "convert weights: automl, Keras, timm, torchvision, a run; and back")
     convert.add_argument("source", metavar="SRC", help="a file, a TensorFlow checkpoint or a workdir")
     convert.add_argument("destination", metavar="DST", help="NAME.safetensors or (Keras) NAME.weights.h5")
     convert.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
     convert.add_argument("--format", default="auto", help="of DST: effv2, timm or keras; by default by its ending")
     convert.add_argument("--head", default="keep", choices=["keep", "drop"], help="the classifier")
 
-    export = verb("export", call_export, "write the network for other programs, and compare it with JAX")
+    export = verb("export", verbs.export, "write the network for other programs, and compare it with JAX")
     export.add_argument("source", metavar="SRC", help="weights of any format that convert reads, or a run")
     export.add_argument("destination", metavar="DST", help="NAME.stablehlo, .onnx, .tflite, or a SavedModel's folder")
     export.add_argument("--architecture", default="auto", help="of a foreign SRC; by default recognised")
@@ -193,7 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--image_size", type=int, default=None, metavar="PIXELS", help="by default that of SRC")
     export.add_argument("--compare", nargs="+", default=[], metavar="IMAGE|FOLDER", help="photos to compare on")
 
-    models = verb("models", call_models, "print the networks: parameters, MACs, sizes, accuracy")
+    models = verb("models", verbs.models, "print the networks: parameters, MACs, sizes, accuracy")
     models.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -257,208 +252,3 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def call_train(args: argparse.Namespace) -> None:
-    if args.num_processes and not args.coordinator:
-        raise UserError("--num_processes needs --coordinator=HOST:PORT of process 0")
-    # The first thing that a process does with JAX.
-    if args.distributed or args.coordinator:
-        from effv2_jax.mesh import initialize_processes
-
-        initialize_processes(args.coordinator, args.num_processes, args.process_id, args.timeout)
-    from effv2_jax.checkpoint import silence_background_threads
-    from effv2_jax.train import train
-
-    silence_background_threads()
-    train(args.config, args.workdir, force=args.force)
-
-
-def call_evaluate(args: argparse.Namespace) -> None:
-    if bool(args.weights) != bool(args.config):
-        raise UserError("--weights and --config go together; a run is evaluated by --workdir alone")
-    if args.weights and args.step != "latest":
-        raise UserError("--step is of a --workdir; of a run, --weights takes the best step")
-    from effv2_jax.evaluate import confidence_interval, evaluate_run, evaluate_weights
-    from effv2_jax.progress import describe_results
-
-    if args.weights:
-        bundle, results = evaluate_weights(args.weights, args.config)
-        what: dict[str, Any] = {"weights": args.weights, "architecture": bundle.architecture.name}
-        title = f"{args.weights} {bundle.architecture.name}"
-    else:
-        step, results = evaluate_run(args.workdir, args.step)
-        what, title = {"step": step}, f"step {step}"
-    intervals = {name: confidence_interval(shares["top1"], int(shares["count"])) for name, shares in results.items()}
-    if args.json:
-        print(json.dumps(what | results | {"top1_interval_95": intervals}))
-    else:
-        print(f"{title} | {describe_results(results)}")
-        words = ", ".join(f"{name} {low:.2%} to {high:.2%}" for name, (low, high) in intervals.items())
-        print(f"95 % interval of top-1: {words}")
-    if unreadable := int(max(shares["unreadable"] for shares in results.values())):
-        print(f"effv2: {unreadable} images could not be read", file=sys.stderr)
-        sys.exit(EXIT_UNREADABLE)
-
-
-def call_config(args: argparse.Namespace) -> None:
-    print(json.dumps(to_dict(args.config), indent=1) if args.json else "\n".join(flat_lines(args.config)))
-
-
-def call_stages(args: argparse.Namespace) -> None:
-    from effv2_jax import tables
-    from effv2_jax.curriculum import make_curriculum
-
-    num_examples = args.config.data.num_examples
-    if not num_examples:
-        from effv2_jax.data.sources import make_sources
-
-        num_examples = len(make_sources(args.config).train)
-    curriculum = make_curriculum(args.config, num_examples)
-    if args.picture:
-        if not args.picture.endswith((".png", ".svg")):
-            raise UserError(f"--picture needs a name that ends in .png or .svg, not '{args.picture}'")
-        from effv2_jax.pictures import draw_curriculum
-
-        draw_curriculum(curriculum, args.picture, args.config.global_batch_size / num_examples)
-    if args.json:
-        print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
-    else:
-        print(tables.to_text(tables.stages_table(curriculum, args.config, num_examples)), end="")
-
-
-def call_plan(args: argparse.Namespace) -> None:
-    from effv2_jax import tables
-    from effv2_jax.plan import plan, plan_table
-
-    num_examples = args.config.data.num_examples
-    if not num_examples:
-        raise UserError("the length of an epoch is not known: --config.data.num_examples=N tells it")
-    cache = Path(args.cache).expanduser()
-    results = plan(args.config, args.topology, args.num_classes, num_examples, cache, _log)
-    table = plan_table(results, args.price_per_chip_hour)
-    print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")
-
-
-def call_bench_stages(args: argparse.Namespace) -> None:
-    from effv2_jax import tables
-    from effv2_jax.bench import stages
-
-    with contextlib.ExitStack() as stack:
-        workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-        results = stages.measure(args.config, Path(workdir), _log)
-    print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
-
-
-def call_bench_parity(args: argparse.Namespace) -> None:
-    from effv2_jax import tables
-    from effv2_jax.bench import parity
-
-    rows = parity.measure(args.variant, args.peer, args.size, _log)
-    if args.json or args.page:
-        print(json.dumps(rows, indent=1) if args.json else parity.page(rows), end="")
-        return
-    for headers, cells in parity.tables(rows):
-        table = tables.empty_table(*headers)
-        for row in cells:
-            table.add_row(*row)
-        print(tables.to_text(table), end="")
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def call_predict(args: argparse.Namespace) -> None:
-    import csv
-    import dataclasses
-
-    from effv2_jax.predict import find_images, predict
-    from effv2_jax.weights import read_weights
-
-    for stream in (sys.stdout, sys.stderr):  # names of files may be any bytes
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
-    images = find_images(args.images)
-    bundle = read_weights(args.weights)
-    unreadable = 0
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    if args.csv:
-        table.writerow(["file", "rank", "label", "name", "probability"])
-    for number, prediction in enumerate(predict(bundle, images, args.top, args.batch_size), 1):
-        classes = list(zip(prediction.labels, prediction.names, prediction.probabilities, strict=True))
-        if prediction.error:
-            unreadable += 1
-            print(f"effv2: skipped {prediction.file}: {prediction.error}", file=sys.stderr)
-        elif args.json:
-            print(json.dumps({key: value for key, value in dataclasses.asdict(prediction).items() if key != "error"}))
-        elif args.csv:
-            table.writerows([prediction.file, rank, *row] for rank, row in enumerate(classes, 1))
-        else:
-            print(prediction.file, *(f"  {share:6.1%} {name}" for _, name, share in classes), sep="\n")
-        if sys.stderr.isatty() and not sys.stdout.isatty():
-            print(f"\r{number}/{len(images)}", end="\n" if number == len(images) else "", file=sys.stderr)
-    if unreadable:
-        print(f"effv2: {unreadable} of {len(images)} images could not be read", file=sys.stderr)
-        sys.exit(EXIT_UNREADABLE)
-
-
-def call_convert(args: argparse.Namespace) -> None:
-    from effv2_jax.weights import read_weights, write_weights
-    from effv2_jax.weights.files import format_of, not_told_by
-
-    format_of(args.destination)  # before SRC is read
-    if os.path.exists(args.destination) and os.path.samefile(args.source, args.destination):
-        raise UserError(f"'{args.destination}' is the source itself; name another destination")
-    bundle = read_weights(args.source, args.architecture)
-    if args.head == "drop":
-        bundle = bundle.without_head()
-    write_weights(bundle, args.destination, args.format)
-    if lost := not_told_by(bundle, args.format if args.format != "auto" else format_of(args.destination)):
-        print(f"effv2: {args.destination} does not tell {lost}; whoever reads it has to know", file=sys.stderr)
-    head = f"{bundle.num_classes} classes" if bundle.num_classes else "no classifier"
-    which = "averaged weights" if "ema" in bundle.sets else "weights"
-    print(f"{which} of {bundle.architecture.name}, {head}, {bundle.preprocess.image_size} px: {args.destination}")
-
-
-def call_export(args: argparse.Namespace) -> None:
-    import dataclasses
-
-    from effv2_jax.data.decode import BrokenImage
-    from effv2_jax.export import Program, export
-    from effv2_jax.predict import find_images
-    from effv2_jax.weights import read_weights
-
-    images = find_images(args.compare)
-    bundle = read_weights(args.source, args.architecture)
-    if args.image_size is not None:
-        if args.image_size < 32:
-            raise UserError(f"--image_size={args.image_size} is too small; the network halves it five times")
-        preprocess = dataclasses.replace(bundle.preprocess, image_size=args.image_size)
-        bundle = dataclasses.replace(bundle, preprocess=preprocess)
-    program = Program(bundle, args.output, args.preprocessing == "include")
-
-    def pixels() -> Iterator[Any]:
-        for name, image in images.items():
-            try:
-                yield bundle.preprocess.pixels(image)
-            except (BrokenImage, OSError) as error:
-                raise UserError(f"'{name}' is no readable image: {error}") from None
-
-    result = export(program, args.destination, pixels())
-    print(f"{bundle.architecture.name}, {args.output}, {bundle.preprocess.image_size} px: {args.destination}")
-    what = f"{result.images} images" if images else f"{result.images} images of noise"
-    print(
-        f"{result.runtime} against JAX on {what}: largest difference {result.difference:.2g}, with {args.output} up to "
-        f"{result.largest:.3g}; the same largest output on {result.same_best}"
-    )
-
-
-def call_models(args: argparse.Namespace) -> None:
-    from effv2_jax import architecture, tables
-
-    names = architecture.names()
-    if args.json:
-        print(json.dumps(tables.models_json(names), indent=1))
-    else:
-        print(tables.to_text(tables.models_table(names)), end="")

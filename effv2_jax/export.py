@@ -63,12 +63,13 @@ class Program:
 
     @property
     def model(self) -> EfficientNet:
-        model = self.bundle.model.clone(lowering="native")
+        """The network with the output's head, lowered for the default device."""
+        model = self.bundle.model
         return model.clone(num_classes=0) if self.output == "features" else model
 
     def __call__(self, variables: Variables, images: Array) -> Array:
         """The network, its convolutions as single operations."""
-        return self._after(self.model.apply(variables, self._before(images)))
+        return self._after(self.model.clone(lowering="native").apply(variables, self._before(images)))
 
     def on_each_platform(self, variables: Variables, images: Array) -> Array:
         """The same, lowered to what is fast on the platform that it will run on."""
@@ -265,8 +266,7 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
 def compare(program: Program, run: Run, pixels: Iterable[np.ndarray], runtime: str) -> Comparison:
     """Outputs of an exported network and of the network itself, its input normalised by NumPy; see `export`."""
     bundle = program.bundle
-    model = bundle.model.clone(num_classes=0) if program.output == "features" else bundle.model
-    apply = jax.jit(functools.partial(model.apply, bundle.variables))
+    apply = jax.jit(functools.partial(program.model.apply, bundle.variables))
     count, difference, largest, same = 0, 0.0, 0.0, 0
     for batch in _batches(pixels, program.shape):
         normalized = bundle.preprocess.normalize(batch)

@@ -28,7 +28,7 @@ from effv2_jax.errors import Unavailable
 from effv2_jax.hlo import figures
 from effv2_jax.step import check_batch
 from effv2_jax.tables import empty_table
-from effv2_jax.tpu import CHIPS, Slice, check_name, describe_slice, slice_mesh
+from effv2_jax.tpu import Slice, check_name, describe_slice, slice_mesh
 
 EVALUATION = "evaluation"
 ACCUMULATION = (2, 4, 8, 16)  # micro-batches that are tried where a step does not fit
@@ -146,14 +146,14 @@ def plan_table(results: list[dict[str, Any]], price: float) -> RenderableType:
         "step (s)\nestimated", "images/s/chip\nestimated", "MFU\nestimated", "bound", "of the\nroofline"
     )  # fmt: skip
     for result in results:
-        chip = CHIPS[result["topology"].partition(":")[0]]
-        share = result["devices"] // result["chips"]
+        where = Slice(result["topology"], result["chips"], result["devices"])
+        share = where.devices_per_chip
         for number, row in enumerate([*result["stages"], result["evaluation"]], 1):
             training = "steps" in row
             what = f"stage {number}, {row['image_size']} px" if training else EVALUATION
             fits = "no" if not row["fits"] else row.get("remedy") or "yes"
             cells = [what, str(row["steps"]) if training else "–", f"{row['memory_bytes'] * share / 1e9:.1f}"]
-            cells += [f"{chip.hbm_bytes / 1e9:.0f}", fits]
+            cells += [f"{where.chip.hbm_bytes / 1e9:.0f}", fits]
             if row["fits"]:
                 cells += [
                     f"{row['collectives']} ({row['collective_bytes'] / 1e6:.1f})",
