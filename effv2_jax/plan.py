@@ -4,11 +4,9 @@ Every stage's training step, and the evaluation step, is the very one that train
 process of its own, and what was found is kept by the program's content.
 """
 
-import concurrent.futures.process
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import tempfile
@@ -24,8 +22,8 @@ from rich.console import RenderableType
 from effv2_jax.compile import Compiler
 from effv2_jax.config import from_dict, to_dict
 from effv2_jax.curriculum import Stage, make_curriculum
-from effv2_jax.errors import Unavailable
 from effv2_jax.hlo import figures
+from effv2_jax.isolated import in_a_process
 from effv2_jax.step import check_batch
 from effv2_jax.tables import empty_table
 from effv2_jax.tpu import Slice, check_name, describe_slice, slice_mesh
@@ -116,7 +114,7 @@ def plan(
     curriculum = make_curriculum(config, num_examples)
     for name in topologies:
         check_name(name)
-    slices = [_in_a_process(name, describe_slice, name) for name in topologies]
+    slices = [in_a_process(name, describe_slice, name, initializer=_quietly) for name in topologies]
     for where in slices:
         check_batch(config, curriculum, where.devices)
     results = []
@@ -223,21 +221,19 @@ def _measure(
     what = f"{where.name}, {f'stage {stage.index + 1}, {stage.image_size} px' if stage else EVALUATION}"
     log(f"{what}: compiling ...")
     fields = dataclasses.asdict(stage) if stage else None
-    found, seconds = _in_a_process(
-        what, _compile, to_dict(config), fields, where.name, num_classes, num_examples, str(cache)
+    found, seconds = in_a_process(
+        what,
+        _compile,
+        to_dict(config),
+        fields,
+        where.name,
+        num_classes,
+        num_examples,
+        str(cache),
+        initializer=_quietly,
     )
     log(f"{what}: {f'compiled in {seconds:.0f} s' if seconds else 'known already'}")
     return Program(**found)
-
-
-def _in_a_process(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a process of its own, which takes its memory and libtpu with it."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_quietly) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise Unavailable(f"the process that worked on {what} was killed; memory may be short") from None
 
 
 def _quietly() -> None:

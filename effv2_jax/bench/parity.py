@@ -4,10 +4,8 @@ Random weights with no trivial batch norm go into both. In evaluation every bloc
 in training the loss, the gradient of every parameter and the statistics of every batch norm.
 """
 
-import concurrent.futures.process
 import functools
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -20,7 +18,8 @@ import numpy as np
 from effv2_jax import architecture as architectures
 from effv2_jax.architecture import Architecture, get_architecture
 from effv2_jax.bench.peers import PEERS, Outputs, TrainStep, check_installed, make_peer, peer_name
-from effv2_jax.errors import Unavailable, UserError, check_known
+from effv2_jax.errors import UserError, check_known
+from effv2_jax.isolated import in_a_process
 from effv2_jax.layers import Residual
 from effv2_jax.weights.bundle import Bundle, Variables, flatten, foreign_bundle, unflatten
 from effv2_jax.weights.mapping import entries
@@ -45,6 +44,7 @@ def measure(
       Rows, as JSON can hold them: `compare_forward`'s, and of TRAIN_VARIANTS `compare_training`'s, which have 'loss'.
 
     Raises:
+      Unavailable: a process that compared was killed.
       UserError: an unknown variant or peer, one that no peer has, or a library that is not installed.
     """
     for variant in variants:
@@ -64,16 +64,11 @@ def measure(
     rows = []
     for variant, some in found.items():
         modes = [compare_forward] + [compare_training] * (variant in TRAIN_VARIANTS)
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_on_the_cpu) as pool:
-            for mode in modes if some else ():
-                try:
-                    new = pool.submit(mode, variant, some, size).result()
-                except concurrent.futures.process.BrokenProcessPool:
-                    raise Unavailable(f"the process that compared {variant} was killed; memory may be short") from None
-                for row in new:
-                    log(describe(row))
-                rows += new
+        for mode in modes if some else ():
+            new = in_a_process(variant, mode, variant, some, size, initializer=_on_the_cpu)
+            for row in new:
+                log(describe(row))
+            rows += new
     return rows
 
 

@@ -4,9 +4,7 @@ Two runs of the same config from scratch, each in a process of its own with noth
 stage while one trains, the other when its turn comes. The figures are those that training writes to its metrics.
 """
 
-import concurrent.futures
 import contextlib
-import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from rich.console import RenderableType
 
 from effv2_jax.config import from_dict, to_dict
 from effv2_jax.errors import UserError
+from effv2_jax.isolated import in_a_process
 from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.tables import empty_table
 
@@ -42,9 +41,7 @@ def measure(config: ConfigDict, workdir: Path, log: Callable[[str], None]) -> di
         log(f"training with compilation {name} ...")
         values = to_dict(config)
         values["compilation"] = {"background": background, "cache": "off"}
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            pool.submit(_train, values, str(workdir / name.replace(" ", "-"))).result()
+        in_a_process(f"training with compilation {name}", _train, values, str(workdir / name.replace(" ", "-")))
         results[name] = summarize(read_metrics(workdir / name.replace(" ", "-") / METRICS_FILE), config)
     return results
 

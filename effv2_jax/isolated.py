@@ -1,0 +1,22 @@
+"""A function in a process of its own, which takes its memory, its libraries and its settings with it."""
+
+import concurrent.futures.process
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+from effv2_jax.errors import Unavailable
+
+
+def in_a_process(what: str, function: Callable[..., Any], *arguments: Any, initializer: Any = None) -> Any:
+    """The result of `function(*arguments)`, after `initializer()`; both and all they take and give can be pickled.
+
+    Raises:
+      Unavailable: the process was killed while it worked on `what`; and whatever the function raises.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=initializer) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise Unavailable(f"the process that worked on {what} was killed; memory may be short") from None
