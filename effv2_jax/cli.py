@@ -137,13 +137,11 @@ def make_parser() -> argparse.ArgumentParser:
     stages.add_argument("--picture", default="", metavar="FILE", help="draw them, as .svg or .png")
 
     plan = verb("plan", verbs.plan, "compile for TPU slices that need not be there, and estimate", config=True)
-    plan.add_argument("--topology", action="append", required=True, metavar="VERSION:SHAPE", help="such as v5e:4x4")
-    plan.add_argument("--num_classes", type=int, default=1000, help="of the data, which need not be at hand")
+    _add_slices(plan)
     plan.add_argument("--price_per_chip_hour", type=float, default=0.0, help="prints what the training would cost")
-    plan.add_argument("--cache", default="~/.cache/effv2_jax/plan", help="where figures of compiled programs are kept")
     plan.add_argument("--json", action="store_true", help="print JSON")
 
-    bench = verb("bench", None, "measure: the stalls between stages, the parity with other libraries")
+    bench = verb("bench", None, "measure: stages, programs, input, parity with other libraries")
     kinds = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
     stalls = verb("stages", verbs.bench_stages, "cold start, and the stall at each boundary", config=True, of=kinds)
     stalls.add_argument("--workdir", default="", help="keep the two runs there; by default they are deleted")
@@ -157,6 +155,19 @@ def make_parser() -> argparse.ArgumentParser:
     form = parity.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--page", action="store_true", help="print docs/parity.md")
+
+    program = verb("program", verbs.bench_program, "our step on a TPU against plain Flax", config=True, of=kinds)
+    _add_slices(program)
+    program.add_argument("--json", action="store_true", help="print JSON")
+    data = verb("input", verbs.bench_input, "the training input against those of tf.data and torchvision", of=kinds)
+    data.add_argument("--folder", required=True, metavar="DIR", help="of images, anywhere below it")
+    data.add_argument("--image_size", type=_numbers, default=[128, 300], metavar="PIXELS,...")
+    data.add_argument("--workers", type=_numbers, default=[0, 2], metavar="N,...", help="processes of ours; 0: threads")
+    data.add_argument("--peer", type=_words, default=["tf.data", "torchvision"], metavar="NAME,...")
+    data.add_argument("--batch", type=int, default=64, help="images in a batch")
+    data.add_argument("--batches", type=int, default=20, help="that each side makes in a round")
+    data.add_argument("--rounds", type=int, default=3, help="in which all sides take turns")
+    data.add_argument("--json", action="store_true", help="print JSON")
 
     predict = verb("predict", verbs.predict, "name what is on images")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-", help="-: an image or paths on standard input")
@@ -191,6 +202,20 @@ def make_parser() -> argparse.ArgumentParser:
     models = verb("models", verbs.models, "print the networks: parameters, MACs, sizes, accuracy")
     models.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_slices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--topology", action="append", required=True, metavar="VERSION:SHAPE", help="such as v5e:4x4")
+    parser.add_argument("--num_classes", type=int, default=1000, help="of the data, which need not be at hand")
+    parser.add_argument("--cache", default="~/.cache/effv2_jax/plan", help="where figures of programs are kept")
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
 
 
 def load_config(file_and_argument: str, overrides: list[str]) -> Any:

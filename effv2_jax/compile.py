@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from effv2_jax import mesh as mesh_lib
 from effv2_jax import step as step_lib
-from effv2_jax.architecture import get_architecture
+from effv2_jax.architecture import Architecture, get_architecture
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import check_known
 from effv2_jax.memory import return_freed_memory
@@ -68,6 +68,12 @@ def drop_torn_programs(workdir: epath.Path) -> None:
             path.unlink()
 
 
+def config_architecture(config: ConfigDict) -> Architecture:
+    """The network that a config names, or describes."""
+    model = config.model
+    return get_architecture(model.variant, blocks=model.blocks, width=model.width, depth=model.depth)
+
+
 def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage | None = None) -> EfficientNet:
     """The network of a config, regularised as `stage` says (None: for evaluation), lowered for 'cpu', 'tpu', ..."""
     lowering = config.model.lowering
@@ -81,9 +87,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage
     ):
         check_known(f"config.{field}", value, known)
     return EfficientNet(
-        get_architecture(
-            config.model.variant, blocks=config.model.blocks, width=config.model.width, depth=config.model.depth
-        ),
+        config_architecture(config),
         num_classes,
         dropout_rate=stage.dropout_rate if stage else 0.0,
         survival_probability=stage.survival_probability if stage else 1.0,
@@ -131,7 +135,7 @@ class Compiler:
     @property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state."""
-        return _replicate(jax.eval_shape(self._initial_state), self._mesh)
+        return mesh_lib.replicate_shapes(jax.eval_shape(self._initial_state), self._mesh)
 
     def initial_state(self) -> TrainState:
         """A fresh state on the mesh."""
@@ -186,7 +190,7 @@ class Compiler:
     def lower_evaluation_step(self) -> jax.stages.Lowered:
         """The evaluation step, ready for compilation."""
         config = self._config.evaluation
-        variables = _replicate(
+        variables = mesh_lib.replicate_shapes(
             jax.eval_shape(lambda: step_lib.initial_variables(self._model(), self._config.seed)), self._mesh
         )
         batch = mesh_lib.abstract_batch(config.batch_size, config.image_size, self._mesh, mask="bool")
@@ -224,8 +228,3 @@ def _settle(future: Future, job: Callable[[], Any]) -> None:
         future.set_result(job())
     except BaseException as error:
         future.set_exception(error)
-
-
-def _replicate(shapes: Any, mesh: Mesh) -> Any:
-    sharding = mesh_lib.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

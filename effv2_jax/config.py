@@ -97,6 +97,7 @@ def defaults() -> ConfigDict:
     data.crop_area = (0.05, 1.0)
     data.crop_aspect_ratio = (3 / 4, 4 / 3)  # width / height
     data.interpolation = "bilinear"  # or 'bicubic' (V1 and B0-B3)
+    data.scaled_decoding = True  # a JPEG's crop of 2, 4 or 8 times the size or more at 1/2, 1/4, 1/8: faster, smoother
     data.flip = True  # horizontally, with probability 0.5
     # 'randaugment', 'autoaugment' (policy v0), 'cutout' (noise in a square of half the size, for fine-tuning) or 'none'
     data.augmentation = "randaugment"
@@ -105,8 +106,9 @@ def defaults() -> ConfigDict:
     data.evaluation_crop = "v2"
     data.normalization = "v2"  # 'v2': (x-128)/128; 'imagenet': by mean and deviation (V1, B0-B3); 'unit': x/127.5-1
     data.num_workers = 0  # processes that load and augment; 0 uses threads of the main process
-    data.num_threads = 16  # threads that load and augment, in each process
+    data.num_threads = 0  # that load and augment, in each process; 0: one a core, or two in each of the workers
     data.prefetch_batches = 2  # training batches prepared ahead
+    data.reuse_batch = False  # True: each stage trains on its first batch again and again, to time it without input
     data.skip_broken = True  # an unreadable image is replaced by another and counted; False stops the run
 
     config.optimizer = optimizer = ConfigDict()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -17,6 +16,7 @@ from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
 from effv2_jax.compile import Compiler, use_compilation_cache
 from effv2_jax.config import from_dict
 from effv2_jax.curriculum import make_curriculum
+from effv2_jax.data.decode import Picture
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches
 from effv2_jax.data.sources import Source, make_sources
 from effv2_jax.errors import UserError
@@ -139,9 +139,9 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self.source)
 
-    def load(self, index: int) -> tuple[np.ndarray, int]:
-        image, label = self.source.load(index)
-        return image, self.labels[label]
+    def load(self, index: int) -> tuple[Picture, int]:
+        picture, label = self.source.load(index)
+        return picture, self.labels[label]
 
     def describe(self, index: int) -> str:
         return self.source.describe(index)

@@ -181,6 +181,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate_shapes(shapes: Any, mesh: Mesh) -> Any:
+    """The same shapes, held whole by every device."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Every device holds consecutive examples."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))

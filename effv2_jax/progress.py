@@ -117,7 +117,7 @@ class Progress:
         """Takes the metrics of the step that made `step`; `last_saved` tells the step of the last checkpoint.
 
         Raises:
-          UserError: where the loss, the gradients or the update are not finite; names step, stage and checkpoint.
+          UserError: where the loss or the gradients are not finite; names step, stage and checkpoint.
         """
         values = {name: value.item() for name, value in metrics.items()}
         if not values.pop("finite"):

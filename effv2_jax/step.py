@@ -196,7 +196,7 @@ def make_train_step(
         metrics |= {
             "gradient_norm": norm,
             "learning_rate": schedule(state.step),
-            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates)),
+            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 

@@ -88,13 +88,26 @@ def plan(args: argparse.Namespace) -> None:
     from effv2_jax import tables
     from effv2_jax.plan import plan, plan_table
 
+    results = plan(args.config, args.topology, _programs(args))
+    table = plan_table(results, args.price_per_chip_hour)
+    print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")
+
+
+def _programs(args: argparse.Namespace) -> Any:
+    from effv2_jax.programs import Programs
+
     num_examples = args.config.data.num_examples
     if not num_examples:
         raise UserError("the length of an epoch is not known: --config.data.num_examples=N tells it")
-    cache = Path(args.cache).expanduser()
-    results = plan(args.config, args.topology, args.num_classes, num_examples, cache, _log)
-    table = plan_table(results, args.price_per_chip_hour)
-    print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")
+    return Programs(args.num_classes, num_examples, Path(args.cache).expanduser(), _log)
+
+
+def bench_program(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.bench import program
+
+    rows = program.measure(args.config, args.topology, _programs(args))
+    print(json.dumps(rows, indent=1) if args.json else tables.to_text(program.program_table(rows)), end="")
 
 
 def bench_stages(args: argparse.Namespace) -> None:
@@ -105,6 +118,20 @@ def bench_stages(args: argparse.Namespace) -> None:
         workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
         results = stages.measure(args.config, Path(workdir), _log)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
+
+
+def bench_input(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.bench import input
+
+    results = input.measure(
+        args.folder, args.image_size, args.workers, args.peer, args.batch, args.batches, args.rounds, _log
+    )
+    if args.json:
+        print(json.dumps(results, indent=1))
+        return
+    for table in input.input_tables(results):
+        print(tables.to_text(table), end="")
 
 
 def bench_parity(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.decode import BrokenImage, Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Squares:
         if index in self.broken:
             raise BrokenImage("it is torn")
         rng = np.random.default_rng(index)
-        return rng.integers(0, 256, (9, 12, 3), np.uint8), index
+        return Picture(rng.integers(0, 256, (9, 12, 3), np.uint8)), index
 
     def describe(self, index):
         return f"square {index}"

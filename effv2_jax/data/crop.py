@@ -5,6 +5,7 @@ import math
 import cv2
 import numpy as np
 
+from effv2_jax.data.decode import Box, Picture
 from effv2_jax.errors import check_known
 
 # Half-pixel centres and no antialiasing, as tf.image.resize with antialias=False. 'bicubic' is the cubic kernel with
@@ -26,7 +27,7 @@ def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
 
 def random_crop_box(
     height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect_ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
+) -> Box:
     """(top, left, height, width) of a random crop, as TensorFlow's `sample_distorted_bounding_box` draws it.
 
     The aspect ratio (width / height) is uniform in its range; the height is uniform among the whole numbers between
@@ -62,21 +63,22 @@ def random_crop_box(
 
 
 def random_resized_crop(
-    image: np.ndarray,
+    picture: Picture,
     size: int,
     rng: np.random.Generator,
     area: tuple[float, float],
     aspect_ratio: tuple[float, float],
     interpolation: str,
+    scaled: bool,
 ) -> np.ndarray:
-    """A random crop of uint8 [H, W, 3], resized to [size, size, 3]; see `random_crop_box`."""
-    top, left, height, width = random_crop_box(image.shape[0], image.shape[1], rng, area, aspect_ratio)
-    return resize(image[top : top + height, left : left + width], size, interpolation)
+    """A random crop, resized to uint8 [size, size, 3]; see `random_crop_box`, and `Picture.crop` for `scaled`."""
+    box = random_crop_box(picture.height, picture.width, rng, area, aspect_ratio)
+    return resize(picture.crop(box, size if scaled else 0), size, interpolation)
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors left and right with probability 0.5."""
-    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < 0.5 else image
+    return cv2.flip(image, 1) if rng.random() < 0.5 else image
 
 
 def evaluation_crop(image: np.ndarray, size: int, rule: str, interpolation: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from effv2_jax.data.decode import Picture
 from effv2_jax.data.sources import Sources
 
 EVALUATE_EVERY = 5  # every fifth digit of a class is held out
@@ -23,8 +24,8 @@ class Digits:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def load(self, index: int) -> tuple[np.ndarray, int]:
-        return np.repeat(self._images[index][..., None], 3, axis=2), int(self._labels[index])
+    def load(self, index: int) -> tuple[Picture, int]:
+        return Picture(np.repeat(self._images[index][..., None], 3, axis=2)), int(self._labels[index])
 
     def describe(self, index: int) -> str:
         return f"digit {self._numbers[index]}"

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.data.decode import BrokenImage, decode
+from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.sources import Sources
 from effv2_jax.errors import UserError
 
@@ -46,12 +46,12 @@ class Folder:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def load(self, index: int) -> tuple[np.ndarray, int]:
+    def load(self, index: int) -> tuple[Picture, int]:
         try:
             data = epath.Path(self.describe(index)).read_bytes()
         except OSError as error:
             raise BrokenImage(str(error)) from None
-        return decode(data), int(self._labels[index])
+        return Picture(data), int(self._labels[index])
 
     def describe(self, index: int) -> str:
         return f"{self._root}/{os.fsdecode(self._files[index])}"

@@ -8,8 +8,10 @@ stage are made.
 """
 
 import dataclasses
+import functools
+import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import grain
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS, evaluation_crop, random_flip, random_resized_crop
-from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.ops import noise_cutout
 from effv2_jax.data.randaugment import auto_augment, rand_augment
 from effv2_jax.data.sources import Source
@@ -38,8 +40,20 @@ def place_in_epoch(position: int, num_examples: int, seed: int) -> tuple[int, in
     epoch, place = divmod(position, num_examples)
     if num_examples == 1:
         return epoch, 0
+    return epoch, grain.experimental.index_shuffle(
+        place, max_index=num_examples - 1, seed=_order_key(seed, epoch), rounds=4
+    )
+
+
+def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """What decides an example's augmentation in an epoch: first the crop, then the flip, then the rest."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, index))))
+
+
+@functools.lru_cache(maxsize=16)
+def _order_key(seed: int, epoch: int) -> int:
     [key] = np.random.SeedSequence((seed, epoch)).generate_state(1)
-    return epoch, grain.experimental.index_shuffle(place, max_index=num_examples - 1, seed=int(key), rounds=4)
+    return int(key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +80,13 @@ class TrainExamples:
         position = batch_start + self.process_index * self._local_batch_size + offset
         size = len(self.source)
         epoch, index = place_in_epoch(position, size, self.config.seed)
+        stage = self.curriculum.stage_at(self.start_step + step)
         broken = -1
         attempts = min(MAX_BROKEN_RUN, size)
         for attempt in range(attempts):
             try:
-                image, label = self.source.load(index)
+                picture, label = self.source.load(index)
+                image = self._augment(picture, epoch, index, stage)
                 break
             except BrokenImage as error:
                 if not self.config.data.skip_broken:
@@ -83,14 +99,19 @@ class TrainExamples:
                 f"{attempts} images in a row cannot be read, the first is {self.source.describe(broken)}; "
                 "check config.data"
             )
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.config.seed, epoch, index))))
-        stage = self.curriculum.stage_at(self.start_step + step)
-        return {"image": self._augment(image, stage, rng), "label": np.int32(label), "broken": np.int32(broken)}
+        return {"image": image, "label": np.int32(label), "broken": np.int32(broken)}
 
-    def _augment(self, image: np.ndarray, stage: Stage, rng: np.random.Generator) -> np.ndarray:
+    def _augment(self, picture: Picture, epoch: int, index: int, stage: Stage) -> np.ndarray:
+        rng = example_generator(self.config.seed, epoch, index)
         data = self.config.data
         image = random_resized_crop(
-            image, stage.image_size, rng, data.crop_area, data.crop_aspect_ratio, data.interpolation
+            picture,
+            stage.image_size,
+            rng,
+            data.crop_area,
+            data.crop_aspect_ratio,
+            data.interpolation,
+            data.scaled_decoding,
         )
         if data.flip:
             image = random_flip(image, rng)
@@ -134,12 +155,12 @@ class EvaluationExamples:
         if index >= len(self.source):
             return example
         try:
-            image, label = self.source.load(index)
+            picture, label = self.source.load(index)
+            image = evaluation_crop(picture.pixels(), size, data.evaluation_crop, data.interpolation)
         except BrokenImage as error:
             if not data.skip_broken:
                 raise UserError(_broken_sentence(self.source, index, error)) from None
             return example | {"broken": np.int32(index)}
-        image = evaluation_crop(image, size, data.evaluation_crop, data.interpolation)
         return example | {"image": image, "label": np.int32(label), "mask": np.bool_(True)}
 
 
@@ -149,7 +170,7 @@ def check_input(config: ConfigDict, process_count: int) -> None:
     check_known("config.data.augmentation", data.augmentation, AUGMENTATIONS)
     check_known("config.data.interpolation", data.interpolation, INTERPOLATIONS)
     check_known("config.data.evaluation_crop", data.evaluation_crop, EVALUATION_CROPS)
-    for field, least in (("num_workers", 0), ("num_threads", 1), ("prefetch_batches", 1)):
+    for field, least in (("num_workers", 0), ("num_threads", 0), ("prefetch_batches", 1)):
         if data[field] < least:
             raise UserError(f"config.data.{field} is {data[field]}; it must be at least {least}")
     sizes = {"global_batch_size": config.global_batch_size, "evaluation.batch_size": config.evaluation.batch_size}
@@ -177,8 +198,12 @@ def train_batches(
       UserError: the processes do not divide the batch; an image cannot be read and `data.skip_broken` is off.
     """
     check_input(config, process_count)
-    examples = TrainExamples(source, _frozen(config), curriculum, start_step, process_index, process_count)
-    return _batches(examples, config.global_batch_size // process_count, config)
+
+    def batches(start_step: int) -> Generator[Batch, None, None]:
+        examples = TrainExamples(source, _frozen(config), curriculum, start_step, process_index, process_count)
+        return _batches(examples, config.global_batch_size // process_count, config)
+
+    return _reused(batches, curriculum, start_step) if config.data.reuse_batch else batches(start_step)
 
 
 def evaluation_batches(
@@ -227,7 +252,7 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, which no command line of ours sets
         # Whole batches, one process each: few large messages.
-        options = grain.ReadOptions(num_threads=min(data.num_threads, ahead), prefetch_buffer_size=ahead)
+        options = grain.ReadOptions(num_threads=min(data.num_threads or 2, ahead), prefetch_buffer_size=ahead)
         workers = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=ahead)
         iterable = (
             dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers, worker_init_fn=_ignore_signals)
@@ -235,9 +260,11 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
     else:
         # Parts of a batch, so that all threads work on the next one, but not single examples: the calling thread
         # pays for each element, at 0.2 ms that is 60 ms for 256.
-        part = _part_size(batch_size, data.num_threads)
+        # More threads than cores wait for each other: on 2 cores 16 threads are half as fast as 2.
+        num_threads = data.num_threads or _cores()
+        part = _part_size(batch_size, num_threads)
         buffer = ahead * (batch_size // part)
-        options = grain.ReadOptions(num_threads=min(data.num_threads, buffer), prefetch_buffer_size=buffer)
+        options = grain.ReadOptions(num_threads=min(num_threads, buffer), prefetch_buffer_size=buffer)
         iterable = dataset.batch(part).to_iter_dataset(options).batch(batch_size // part)
     iterator = iter(iterable)
     try:
@@ -252,10 +279,28 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
         iterator.close()
 
 
+def _reused(
+    batches: Callable[[int], Generator[Batch, None, None]], curriculum: Curriculum, start_step: int
+) -> Generator[Batch, None, None]:
+    """The first batch of each stage for all of its steps."""
+    for stage in curriculum.stages:
+        if stage.end_step > start_step:
+            iterator = batches(stage.start_step)
+            batch = next(iterator)
+            iterator.close()
+            for _ in range(max(stage.start_step, start_step), stage.end_step):
+                yield batch
+
+
 def _ignore_signals(worker_index: int, worker_count: int) -> None:
     """A request to leave often goes to all processes of a job; the main one still needs its workers then."""
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+
+
+def _cores() -> int:
+    """That this process may use; Linux knows of less than all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _part_size(batch_size: int, num_threads: int) -> int:

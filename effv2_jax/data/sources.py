@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Protocol
 
-import numpy as np
 from ml_collections import ConfigDict
 
+from effv2_jax.data.decode import Picture
 from effv2_jax.errors import UserError, check_known
 
 SOURCES = ("tfds", "folder", "csv", "digits")
@@ -23,8 +23,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> tuple[np.ndarray, int]:
-        """The image, uint8 [H, W, 3], and the label; raises `decode.BrokenImage` where it cannot be read."""
+    def load(self, index: int) -> tuple[Picture, int]:
+        """The image and the label; raises `decode.BrokenImage` where it cannot be read."""
         ...
 
     def describe(self, index: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.data.decode import BrokenImage, decode
+from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.sources import Sources
 from effv2_jax.errors import UserError
 
@@ -39,7 +39,7 @@ class TfdsSplit:
     def __len__(self) -> int:
         return len(self._records)
 
-    def load(self, index: int) -> tuple[np.ndarray, int]:
+    def load(self, index: int) -> tuple[Picture, int]:
         record = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
         image, label = record[self._image_key], int(record[self._label_key])
         if not 0 <= label < len(self.class_names):
@@ -47,7 +47,7 @@ class TfdsSplit:
                 f"{self.describe(index)} has label {label}, but its {len(self.class_names)} classes are 0 to "
                 f"{len(self.class_names) - 1}; TFDS gives -1 where the label is unknown"
             )
-        return decode(image) if isinstance(image, bytes) else _to_rgb(image), label
+        return Picture(image if isinstance(image, bytes) else _to_rgb(image)), label
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from effv2_jax.data.crop import evaluation_crop, random_crop_box, random_flip, random_resized_crop, resize
+from effv2_jax.data.decode import Picture
 from effv2_jax.errors import UserError
 
 ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -127,7 +128,7 @@ def test_random_resized_crop_resizes_its_box():
     assert box != (0, 0, 90, 70)
     top, left, height, width = box
     inside = image[top : top + height, left : left + width]
-    crop = random_resized_crop(image, 48, np.random.default_rng(3), (0.1, 1.0), ASPECT_RATIO, "bilinear")
+    crop = random_resized_crop(Picture(image), 48, np.random.default_rng(3), (0.1, 1.0), ASPECT_RATIO, "bilinear", True)
     assert crop.dtype == np.uint8
     assert np.abs(crop - tf.image.resize(inside, (48, 48)).numpy()).max() <= 1
     np.testing.assert_array_equal(image, noise(90, 70))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from effv2_jax.data.decode import MAX_PIXELS, BrokenImage, decode
+from effv2_jax.data.decode import MAX_PIXELS, BrokenImage, Picture, decode
 
 HEIGHT, WIDTH = 45, 70
 
@@ -215,3 +215,64 @@ def test_damaged_files_give_a_picture_or_are_broken(kind, changes):
 
 def test_opencv_starts_no_threads_of_its_own():
     assert cv2.getNumThreads() == 1
+
+
+def smooth_jpeg(height, width):
+    small = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    return encode(Image.fromarray(image), "JPEG", quality=95)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_crop_is_that_of_the_whole_image(data):
+    height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
+    box_height, box_width = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - box_height)), data.draw(st.integers(0, width - box_width))
+    picture = Picture(smooth_jpeg(height, width))
+    assert (picture.height, picture.width) == (height, width)
+    crop = picture.crop((top, left, box_height, box_width), least=0)
+    inside = picture.pixels()[top : top + box_height, left : left + box_width]
+    assert crop.dtype == np.uint8 and crop.shape == inside.shape
+    # At the border of the box colour is not interpolated with what lies outside of it.
+    border = np.abs(crop.astype(int) - inside)
+    assert border.max() <= 40 and (border[1:-1, 1:-1] <= 1).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_large_crop_is_divided_and_stays_large_enough(data):
+    height, width = data.draw(st.integers(60, 200)), data.draw(st.integers(60, 200))
+    box_height, box_width = data.draw(st.integers(40, height)), data.draw(st.integers(40, width))
+    top, left = data.draw(st.integers(0, height - box_height)), data.draw(st.integers(0, width - box_width))
+    least = data.draw(st.integers(3, 60))
+    picture = Picture(smooth_jpeg(height, width))
+    crop = picture.crop((top, left, box_height, box_width), least)
+    scale = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(box_height, box_width) >= scale * least)
+    assert abs(crop.shape[0] - box_height / scale) <= 1 and abs(crop.shape[1] - box_width / scale) <= 1
+    assert scale == 1 or min(crop.shape[:2]) >= least - 1
+    # The transform's own division is close to the mean of squares, where the box has moved to whole ones.
+    rows, columns = -(-height // scale), -(-width // scale)
+    padding = ((0, rows * scale - height), (0, columns * scale - width), (0, 0))
+    squares = np.pad(picture.pixels(), padding, "edge").reshape(rows, scale, columns, scale, 3).mean((1, 3))
+    top, left = round(top / scale), round(left / scale)
+    assert np.abs(squares[top : top + crop.shape[0], left : left + crop.shape[1]] - crop).mean() < 5
+
+
+def test_a_crop_of_anything_else_is_cut_out():
+    image = picture()
+    for given_as in (image, encode(Image.fromarray(image), "PNG")):
+        np.testing.assert_array_equal(Picture(given_as).crop((3, 5, 20, 30), least=4), image[3:23, 5:35])
+
+
+def test_a_crop_of_a_grey_jpeg_has_three_equal_channels():
+    crop = Picture(encode(Image.fromarray(picture()).convert("L"), "JPEG")).crop((3, 5, 20, 30), least=0)
+    assert crop.shape == (20, 30, 3) and (np.ptp(crop, axis=2) == 0).all()
+
+
+def test_a_crop_of_a_jpeg_cut_short_is_broken():
+    data = encode(Image.fromarray(picture()), "JPEG")
+    with pytest.raises(BrokenImage):
+        Picture(data[: len(data) // 2]).crop((0, 0, HEIGHT, WIDTH), least=0)
+    with pytest.raises(BrokenImage):
+        Picture(b"no image")

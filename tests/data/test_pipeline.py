@@ -13,6 +13,7 @@ from squares import Squares
 from effv2_jax.config import defaults
 from effv2_jax.curriculum import Curriculum, make_curriculum
 from effv2_jax.data import pipeline
+from effv2_jax.data.decode import Picture
 from effv2_jax.errors import UserError
 
 quick = settings(max_examples=25, deadline=None)
@@ -99,6 +100,20 @@ def test_one_iterator_goes_through_all_stages():
     curriculum = make_curriculum(config, 100)
     sizes = [batch["image"].shape for batch in pipeline.train_batches(Squares(9), config, curriculum, 1)]
     assert sizes == [(4, size, size, 3) for size in (8, 10, 10, 12, 12, 12)]
+
+
+def test_a_reused_batch_is_the_first_of_its_stage_wherever_the_run_begins():
+    first = make_curriculum(config_of(), 100).stages[0]
+    stages = (
+        dataclasses.replace(first, start_step=0, end_step=3),
+        dataclasses.replace(first, index=1, start_step=3, end_step=5, image_size=12),
+    )
+    curriculum = Curriculum(stages, 5)
+    source = Squares(30)
+    every = list(pipeline.train_batches(source, config_of(), curriculum, 0))
+    for start in range(5):
+        reused = list(pipeline.train_batches(source, config_of(reuse_batch=True), curriculum, start))
+        equal(reused, [every[0], every[0], every[0], every[3], every[3]][start:])
 
 
 @quick
@@ -216,7 +231,7 @@ def test_threads_end_with_the_iterator():
     [
         ("augmentation", "randaug", r"config\.data\.augmentation 'randaug' is unknown; did you mean 'randaugment'"),
         ("interpolation", "nearest", r"config\.data\.interpolation 'nearest' is unknown"),
-        ("num_threads", 0, r"config\.data\.num_threads is 0; it must be at least 1"),
+        ("num_threads", -1, r"config\.data\.num_threads is -1; it must be at least 0"),
         ("evaluation_crop", "v3", r"config\.data\.evaluation_crop 'v3' is unknown"),
     ],
 )
@@ -244,7 +259,7 @@ def test_the_whole_image_with_cutout_as_released_for_fine_tuning():
         def load(self, index):
             image = np.zeros((20, 60, 3), np.uint8)
             image[:, :30] = 100
-            return image, 0
+            return Picture(image), 0
 
         def describe(self, index):
             return "wide"

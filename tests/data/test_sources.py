@@ -48,7 +48,7 @@ def test_digits_are_split_evenly_and_for_good():
     assert set(np.bincount(labels)) <= {34, 35, 36}
     names = [{source.describe(index) for index in range(len(source))} for source in (sources.train, sources.evaluation)]
     assert not names[0] & names[1] and len(names[0] | names[1]) == 1797
-    images = np.stack([sources.train.load(index)[0] for index in range(50)])
+    images = np.stack([sources.train.load(index)[0].pixels() for index in range(50)])
     assert images.shape == (50, 8, 8, 3) and images.dtype == np.uint8
     assert (images.min(), images.max()) == (0, 255)
 
@@ -58,7 +58,7 @@ def test_folder_with_two_splits(folder):
     assert sources.class_names == ("cat", "dog")
     assert (len(sources.train), len(sources.evaluation)) == (7, 4)
     loaded = [sources.train.load(index) for index in range(7)]
-    assert [(int(image[0, 0, 0]), label) for image, label in loaded] == [
+    assert [(int(picture.pixels()[0, 0, 0]), label) for picture, label in loaded] == [
         (0, 0), (1, 0), (2, 0), (10, 1), (11, 1), (12, 1), (13, 1),
     ]  # fmt: skip
     assert sources.train.describe(6) == f"{folder}/train/dog/more/3.PNG"
@@ -158,7 +158,8 @@ def test_tfds_by_array_record(tfds_dir):
     assert (len(sources.train), len(sources.evaluation)) == (8, 2)
     seen = {}
     for index in range(8):
-        image, label = sources.train.load(index)
+        picture, label = sources.train.load(index)
+        image = picture.pixels()
         assert image.shape == (5, 7, 3) and label == image[0, 0, 0] % 2
         seen[int(image[0, 0, 0])] = index
     assert set(seen) == set(range(8))
@@ -170,8 +171,8 @@ def test_tfds_splits_by_index(tfds_dir):
     fields = {"source": "tfds", "name": "ten_photos", "data_dir": tfds_dir}
     sources = make_sources(config_of(**fields, train_split="train[3:]", evaluation_split="train[:3]"))
     assert (len(sources.train), len(sources.evaluation)) == (5, 3)
-    np.testing.assert_array_equal(sources.train.load(0)[0], whole.load(3)[0])
-    np.testing.assert_array_equal(sources.evaluation.load(2)[0], whole.load(2)[0])
+    np.testing.assert_array_equal(sources.train.load(0)[0].pixels(), whole.load(3)[0].pixels())
+    np.testing.assert_array_equal(sources.evaluation.load(2)[0].pixels(), whole.load(2)[0].pixels())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_sources_go_to_worker_processes(folder, tfds_dir):
     ):
         source = make_sources(config_of(**fields)).train
         again = pickle.loads(pickle.dumps(source))
-        np.testing.assert_array_equal(again.load(1)[0], source.load(1)[0])
+        np.testing.assert_array_equal(again.load(1)[0].pixels(), source.load(1)[0].pixels())
         assert again.describe(1) == source.describe(1)
 
 
