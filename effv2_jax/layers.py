@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from effv2_jax.architecture import Block
+from effv2_jax.decomposed import depthwise_convolution, pointwise_convolution
 
 Array = jax.Array
 Dtype = Any
@@ -42,34 +43,16 @@ def native_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, groups: int
     )
 
 
-def shifted_depthwise_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, padding: str = "same") -> Array:
-    """A depthwise convolution as k * k shifted multiply-adds; kernel is (k, k, 1, C).
-
-    XLA's CPU backend runs a grouped convolution one channel at a time; it fuses these multiply-adds into one loop
-    instead.
-    """
-    size = kernel.shape[0]
-    _, height, width, _ = x_BxHxWxC.shape
-    out_height, out_width = math.ceil(height / stride), math.ceil(width / stride)
-    pads = [pads_of(length, size, stride, padding) for length in (height, width)]
-    padded = jnp.pad(x_BxHxWxC, ((0, 0), *pads, (0, 0)))
-    terms = []
-    for i in range(size):
-        for j in range(size):
-            rows = slice(i, i + (out_height - 1) * stride + 1, stride)
-            columns = slice(j, j + (out_width - 1) * stride + 1, stride)
-            terms.append(padded[:, rows, columns, :] * kernel[i, j, 0])
-    return sum(terms[1:], terms[0])
-
-
 def convolution(
     x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str, padding: str = "same"
 ) -> Array:
     """A convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed')."""
+    size = kernel.shape[0]
     if lowering == "decomposed" and depthwise:
-        return shifted_depthwise_convolution(x_BxHxWxC, kernel, stride, padding)
-    if lowering == "decomposed" and kernel.shape[:2] == (1, 1) and stride == 1:
-        return jnp.einsum("bhwi,io->bhwo", x_BxHxWxC, kernel[0, 0])
+        height, width = (pads_of(length, size, stride, padding) for length in x_BxHxWxC.shape[1:3])
+        return depthwise_convolution(x_BxHxWxC, kernel[:, :, 0], stride, (height, width))
+    if lowering == "decomposed" and size == stride == 1:
+        return pointwise_convolution(x_BxHxWxC, kernel[0, 0])
     return native_convolution(x_BxHxWxC, kernel, stride, x_BxHxWxC.shape[-1] if depthwise else 1, padding)
 
 

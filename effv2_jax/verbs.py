@@ -120,6 +120,14 @@ def bench_stages(args: argparse.Namespace) -> None:
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
 
 
+def bench_step(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.bench import step
+
+    rows = step.measure(args.variant, args.image_size, args.peer, args.batch, args.steps, args.rounds, _log)
+    print(json.dumps(rows, indent=1) if args.json else tables.to_text(step.step_table(rows)), end="")
+
+
 def bench_input(args: argparse.Namespace) -> None:
     from effv2_jax import tables
     from effv2_jax.bench import input
