@@ -22,6 +22,7 @@ from effv2_jax.errors import (
     Unavailable,
     UserError,
 )
+from effv2_jax.memory import use_huge_pages
 
 PARTING = 20.0  # seconds that a process which leaves waits for the others
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
@@ -59,6 +60,7 @@ def entry() -> None:
 
     A compilation in the background, or a write to a disk that takes no more, may go on for minutes.
     """
+    use_huge_pages()
     try:
         main()
     except SystemExit as end:

@@ -27,6 +27,7 @@ from effv2_jax import mesh as mesh_lib
 from effv2_jax import step as step_lib
 from effv2_jax.architecture import Architecture, get_architecture
 from effv2_jax.curriculum import Curriculum, Stage
+from effv2_jax.decomposed import compiler_options
 from effv2_jax.errors import check_known
 from effv2_jax.memory import return_freed_memory
 from effv2_jax.model import NORMALIZATIONS, EfficientNet, fast_lowering
@@ -208,7 +209,12 @@ class Compiler:
         return step_lib.initial_state(self._model(), self._optimizer, self._config)
 
     def _lower(self, function: Callable, arguments: tuple, **jit_options: Any) -> jax.stages.Lowered:
-        jitted = jax.jit(function, out_shardings=mesh_lib.replicated(self._mesh), **jit_options)
+        jitted = jax.jit(
+            function,
+            out_shardings=mesh_lib.replicated(self._mesh),
+            compiler_options=compiler_options(self._mesh.devices.flat[0].platform),
+            **jit_options,
+        )
         return jitted.lower(*arguments)
 
     def _compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:

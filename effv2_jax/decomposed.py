@@ -1,4 +1,4 @@
-"""Convolutions as what XLA's CPU backend runs fast, gradients included.
+"""Convolutions and batch norm as what XLA's CPU backend runs fast, gradients included.
 
 That backend runs a grouped convolution one channel at a time. It fuses whatever made an operand into every term that
 reads it, so that nine shifted products would compute nine times what came before: hence the barriers, which do nothing
@@ -6,14 +6,32 @@ but keep an array as it is.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+# The convolutions that are left are faster by Eigen than by YNNPACK, which takes them by default.
+_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 Pads = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
 _ROWS_AND_COLUMNS = (1, 2)
+
+
+def compiler_options(platform: str) -> dict[str, Any]:
+    """Of `jax.jit`, for programs of this network on 'cpu', 'tpu', ...; none where the compiler does not know them."""
+    return _known_options() if platform == "cpu" else {}
+
+
+@functools.cache
+def _known_options() -> dict[str, Any]:
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+        jax.jit(jnp.negative, compiler_options=_OPTIONS).lower(jax.device_put(1.0, device)).compile()
+    except Exception:  # of another version's compiler, of no class of its own
+        return {}
+    return dict(_OPTIONS)
 
 
 @jax.custom_vjp
@@ -86,3 +104,63 @@ def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy:
 
 
 depthwise_convolution.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def normalize_groups(
+    x_GxNxHxWxC: Array, scale_C: Array, bias_C: Array, epsilon: float, activate: bool, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """(batch norm of each group with SiLU after it where `activate`, mean [G, C], variance [G, C]).
+
+    What the backward pass needs of SiLU is computed again from x, which is cheaper than to keep it; no gradient flows
+    through the two statistics.
+    """
+    return _normalize_forward(x_GxNxHxWxC, scale_C, bias_C, epsilon, activate, dtype)[0]
+
+
+def group_moments(x_GxNxHxWxC: Array) -> tuple[Array, Array]:
+    """Mean and variance [G, C] in float32.
+
+    One pass over x, as the released TPU batch norm does; rounding may leave a tiny negative number.
+    """
+    x = x_GxNxHxWxC.astype(jnp.float32)
+    mean = x.mean((1, 2, 3))
+    return mean, jnp.maximum(lax.square(x).mean((1, 2, 3)) - lax.square(mean), 0)
+
+
+def _spread(values_GxC: Array) -> Array:
+    return values_GxC[:, None, None, None]
+
+
+def _normalize_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, activate: bool, dtype: Any
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    x = lax.optimization_barrier(x)
+    mean, var = group_moments(x)
+    inverse = lax.rsqrt(var + epsilon)
+    z = x.astype(jnp.float32) * _spread(scale * inverse) + _spread(bias - mean * scale * inverse)
+    y = (jax.nn.silu(z) if activate else z).astype(dtype)
+    return (y, mean, var), (x, scale, bias, mean, inverse)
+
+
+def _normalize_backward(
+    epsilon: float, activate: bool, dtype: Any, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    x_, scale, bias, mean, inverse = saved
+    x, dz = x_.astype(jnp.float32), cotangents[0].astype(jnp.float32)
+    factor = scale * inverse
+    if activate:
+        z = x * _spread(factor) + _spread(bias - mean * factor)
+        gate = jax.nn.sigmoid(z)
+        dz = lax.optimization_barrier(dz * gate * (1 + z * (1 - gate)))
+    dbias = dz.sum((1, 2, 3))
+    dscale = ((dz * x).sum((1, 2, 3)) - mean * dbias) * inverse
+    # dx = factor * (dz - mean of dz - (x - mean) * inverse * mean of dz * (x - mean) * inverse)
+    count = x.size / mean.size
+    slope = -factor * inverse * dscale / count
+    offset = -factor * dbias / count - slope * mean
+    dx = dz * _spread(factor) + x * _spread(slope) + _spread(offset)
+    return lax.optimization_barrier(dx.astype(x_.dtype)), dscale.sum(0), dbias.sum(0)
+
+
+normalize_groups.defvjp(_normalize_forward, _normalize_backward)

@@ -19,6 +19,7 @@ from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.decode import Picture
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches
 from effv2_jax.data.sources import Source, make_sources
+from effv2_jax.decomposed import compiler_options
 from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh, put_batch
 from effv2_jax.progress import Results
@@ -104,7 +105,11 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     config.data.normalization = bundle.preprocess.normalization
     source = with_labels_of(sources.evaluation, bundle)
     replicated = mesh_lib.replicated(mesh)
-    step = jax.jit(make_evaluation_step(config, bundle.model), out_shardings=replicated)
+    step = jax.jit(
+        make_evaluation_step(config, bundle.model),
+        out_shardings=replicated,
+        compiler_options=compiler_options(jax.default_backend()),
+    )
     return bundle, _evaluate_once(step, jax.device_put(bundle.sets, replicated), source, config, mesh)
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from effv2_jax.architecture import Block
-from effv2_jax.decomposed import depthwise_convolution, pointwise_convolution
+from effv2_jax.decomposed import depthwise_convolution, group_moments, normalize_groups, pointwise_convolution
 
 Array = jax.Array
 Dtype = Any
@@ -46,8 +46,13 @@ def native_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, groups: int
 def convolution(
     x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str, padding: str = "same"
 ) -> Array:
-    """A convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed')."""
+    """A convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed').
+
+    'product' is a plain matrix product, for 1 x 1 kernels of stride 1.
+    """
     size = kernel.shape[0]
+    if lowering == "product":
+        return jnp.einsum("bhwi,io->bhwo", x_BxHxWxC, kernel[0, 0])
     if lowering == "decomposed" and depthwise:
         height, width = (pads_of(length, size, stride, padding) for length in x_BxHxWxC.shape[1:3])
         return depthwise_convolution(x_BxHxWxC, kernel[:, :, 0], stride, (height, width))
@@ -101,16 +106,18 @@ class BatchNorm(nn.Module):
     """Batch norm over groups of `group_size` consecutive examples (0: over the whole batch), statistics in float32.
 
     Groups are of examples, not of devices: the result is the same on any number of devices, and a group that lies
-    inside one device needs no communication. In training each group's statistics go to the collection 'group_stats'
-    ([G, C] each); `update_batch_stats` folds them into the running ones, all layers at once.
+    inside one device needs no communication. With `activate` SiLU follows. In training each group's statistics go to
+    the collection 'group_stats' ([G, C] each); `update_batch_stats` folds them into the running ones, all layers at
+    once.
     """
 
     group_size: int = 0
     epsilon: float = 1e-3
     dtype: Dtype = jnp.float32
+    lowering: str = "native"
 
     @nn.compact
-    def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+    def __call__(self, x_BxHxWxC: Array, train: bool, activate: bool = False) -> Array:
         batch, height, width, channels = x_BxHxWxC.shape
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -119,21 +126,28 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             shift = bias - running_mean.value * factor
-            return (x_BxHxWxC * factor + shift).astype(self.dtype)
+            y = (x_BxHxWxC * factor + shift).astype(self.dtype)
+            return nn.silu(y) if activate else y
         size = self.group_size or batch
         if batch % size:
             raise ValueError(f"batch norm groups of {size} examples do not divide a batch of {batch}")
-        x = x_BxHxWxC.astype(jnp.float32).reshape(batch // size, size, height, width, channels)
-        mean_GxC = x.mean((1, 2, 3))
-        # One pass over x, as the released TPU batch norm does; rounding may leave a tiny negative number.
-        var_GxC = jnp.maximum(lax.square(x).mean((1, 2, 3)) - lax.square(mean_GxC), 0)
+        groups = (batch // size, size, height, width, channels)
+        if self.lowering == "decomposed":
+            x = x_BxHxWxC.reshape(groups)
+            y, mean_GxC, var_GxC = normalize_groups(x, scale, bias, self.epsilon, activate, self.dtype)
+            y = y.reshape(x_BxHxWxC.shape)
+        else:
+            x = x_BxHxWxC.astype(jnp.float32).reshape(groups)
+            mean_GxC, var_GxC = group_moments(x)
+            factor = scale * lax.rsqrt(var_GxC + self.epsilon)
+            shift = bias - mean_GxC * factor
+            y = x * factor[:, None, None, None] + shift[:, None, None, None]
+            y = y.reshape(x_BxHxWxC.shape).astype(self.dtype)
+            y = nn.silu(y) if activate else y
         if self.is_mutable_collection("group_stats"):
             self.variable("group_stats", "mean", lambda: mean_GxC).value = mean_GxC
             self.variable("group_stats", "var", lambda: var_GxC).value = var_GxC
-        factor = scale * lax.rsqrt(var_GxC + self.epsilon)
-        shift = bias - mean_GxC * factor
-        y = x * factor[:, None, None, None] + shift[:, None, None, None]
-        return y.reshape(x_BxHxWxC.shape).astype(self.dtype)
+        return y
 
 
 def update_batch_stats(batch_stats: Any, group_stats: Any, momentum: float) -> Any:
@@ -159,8 +173,8 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array) -> Array:
-        # Each gate is a product of a [B, C] matrix, so that the 'decomposed' dot is right on every platform.
-        conv = {"use_bias": True, "dtype": self.dtype, "lowering": "decomposed"}
+        # Each gate is the product of a [B, C] matrix on every platform.
+        conv = {"use_bias": True, "dtype": self.dtype, "lowering": "product"}
         pooled = x_BxHxWxC.mean((1, 2), keepdims=True, dtype=jnp.float32)
         hidden = nn.silu(Conv(self.reduced_features, name="reduce", **conv)(pooled))
         gate = nn.sigmoid(Conv(x_BxHxWxC.shape[-1], name="expand", **conv)(hidden))
@@ -193,8 +207,8 @@ class Residual(nn.Module):
         def conv_bn(name: str, x: Array, features: int, act: bool = True, **kwargs: Any) -> Array:
             conv = {"dtype": self.dtype, "lowering": self.lowering, "padding": self.padding}
             x = Conv(features, name=f"{name}_conv", **conv, **kwargs)(x)
-            x = BatchNorm(self.group_size, self.epsilon, self.dtype, name=f"{name}_bn")(x, train_norm)
-            return nn.silu(x) if act else x
+            norm = BatchNorm(self.group_size, self.epsilon, self.dtype, self.lowering, name=f"{name}_bn")
+            return norm(x, train_norm, activate=act)
 
         x = x_BxHxWxC
         spatial: dict[str, Any] = {"kernel_size": block.kernel_size, "stride": block.stride}

@@ -68,12 +68,14 @@ class EfficientNet(nn.Module):
     def __call__(self, x_BxHxWxC: Array, train: bool = False) -> Array:
         blocks = self.architecture.blocks
         conv = functools.partial(Conv, dtype=self.dtype, lowering=self.lowering, padding=self.padding)
-        norm = functools.partial(BatchNorm, self.batch_norm_group_size, self.batch_norm_epsilon, self.dtype)
+        norm = functools.partial(
+            BatchNorm, self.batch_norm_group_size, self.batch_norm_epsilon, self.dtype, self.lowering
+        )
         residual = nn.remat(Residual, static_argnums=(2,)) if self.remat else Residual
         train_norm = train and not self.batch_norm_frozen
 
         x = conv(self.architecture.stem_filters, kernel_size=3, stride=2, name="stem_conv")(x_BxHxWxC)
-        x = nn.silu(norm(name="stem_bn")(x, train_norm))
+        x = norm(name="stem_bn")(x, train_norm, activate=True)
         self.endpoint("stem", x)
         reduction = 1
         for index, block in enumerate(blocks):
@@ -94,7 +96,7 @@ class EfficientNet(nn.Module):
                 self.endpoint(f"reduction_{reduction}", x)
                 reduction += 1
         x = conv(self.architecture.head_filters, name="head_conv")(x)
-        x = nn.silu(norm(name="head_bn")(x, train_norm))
+        x = norm(name="head_bn")(x, train_norm, activate=True)
         self.endpoint("head", x)
         pooled = x.mean((1, 2), dtype=jnp.float32)
         self.endpoint("pooled", pooled)

@@ -1,6 +1,7 @@
 """The most probable classes of images."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from effv2_jax.data.decode import BrokenImage
 from effv2_jax.data.folder import EXTENSIONS
+from effv2_jax.decomposed import compiler_options
 from effv2_jax.errors import UserError
 from effv2_jax.model import normalize
 from effv2_jax.preprocess import Image
@@ -85,7 +87,7 @@ def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: 
     batch_size = min(batch_size, max(len(images), 1))
     model, size = bundle.model, bundle.preprocess.image_size
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
     def best(variables: dict, pixels_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits: Any = model.apply(variables, normalize(pixels_BxSxSx3, bundle.preprocess.normalization))
         return jax.lax.top_k(jax.nn.softmax(logits), top)

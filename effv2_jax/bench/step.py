@@ -5,6 +5,7 @@ forward and backward through the network with batch norm, cross-entropy and RMSP
 hand; dropout and stochastic depth are off. Inference is the logits of a batch.
 """
 
+import functools
 import multiprocessing
 import os
 import statistics
@@ -136,6 +137,7 @@ def _ours(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> S
     from effv2_jax.compile import Compiler, make_model
     from effv2_jax.config import defaults, duration
     from effv2_jax.curriculum import make_curriculum
+    from effv2_jax.decomposed import compiler_options
     from effv2_jax.mesh import make_mesh, put_batch
     from effv2_jax.model import normalize
 
@@ -157,7 +159,10 @@ def _ours(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> S
     state = compiler.initial_state()
     variables = jax.tree.map(lambda x: x.copy(), state.variables)  # the step takes the state's own
     model = make_model(config, CLASSES, mesh.devices.flat[0].platform)
-    infer = jax.jit(lambda variables, images: model.apply(variables, normalize(images, config.data.normalization)))
+
+    @functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    def infer(variables: Any, images: jax.Array) -> Any:
+        return model.apply(variables, normalize(images, config.data.normalization))
 
     def train() -> None:
         nonlocal state
