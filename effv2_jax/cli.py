@@ -177,6 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--batch", type=int, default=64, help="images in a batch")
     data.add_argument("--batches", type=int, default=20, help="that each side makes in a round")
     data.add_argument("--rounds", type=int, default=3, help="in which all sides take turns")
+    data.add_argument("--scaled", action="store_true", help="ours with config.data.scaled_decoding")
     data.add_argument("--json", action="store_true", help="print JSON")
 
     predict = verb("predict", verbs.predict, "name what is on images")

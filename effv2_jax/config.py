@@ -97,7 +97,7 @@ def defaults() -> ConfigDict:
     data.crop_area = (0.05, 1.0)
     data.crop_aspect_ratio = (3 / 4, 4 / 3)  # width / height
     data.interpolation = "bilinear"  # or 'bicubic' (V1 and B0-B3)
-    data.scaled_decoding = True  # a JPEG's crop of 2, 4 or 8 times the size or more at 1/2, 1/4, 1/8: faster, smoother
+    data.scaled_decoding = False  # a JPEG's crop of 2, 4 or 8 times the size or more at 1/2, 1/4, 1/8: faster, smoother
     data.flip = True  # horizontally, with probability 0.5
     # 'randaugment', 'autoaugment' (policy v0), 'cutout' (noise in a square of half the size, for fine-tuning) or 'none'
     data.augmentation = "randaugment"

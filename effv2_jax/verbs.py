@@ -133,7 +133,7 @@ def bench_input(args: argparse.Namespace) -> None:
     from effv2_jax.bench import input
 
     results = input.measure(
-        args.folder, args.image_size, args.workers, args.peer, args.batch, args.batches, args.rounds, _log
+        args.folder, args.image_size, args.workers, args.peer, args.batch, args.batches, args.rounds, args.scaled, _log
     )
     if args.json:
         print(json.dumps(results, indent=1))

@@ -44,6 +44,7 @@ def measure(
     batch_size: int,
     batches: int,
     rounds: int,
+    scaled: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Times every size, without RandAugment and with it.
@@ -56,6 +57,7 @@ def measure(
       batch_size: images.
       batches: that a round of one side takes.
       rounds: of all sides in turn.
+      scaled: ours decodes at the scale that the size needs.
       log: takes a line of progress.
 
     Returns:
@@ -76,10 +78,10 @@ def measure(
     source = Folder(folder, files * copies, [0] * len(files) * copies, ("image",))
     results: dict[str, Any] = {"parts": [], "rates": []}
     for size in sizes:
-        results["parts"].append(_parts(source, len(files), size, batch_size))
+        results["parts"].append(_parts(source, len(files), _config(size, MAGNITUDE, 0, batch_size, 1, scaled)))
         for magnitude in (None, MAGNITUDE):
             log(f"{size} px, {'with' if magnitude else 'without'} RandAugment ...")
-            makers = _makers(source, size, magnitude, workers, peers, batch_size, WARMUP + batches)
+            makers = _makers(source, size, magnitude, workers, peers, batch_size, WARMUP + batches, scaled)
             found: dict[str, list[float]] = {name: [] for name in makers}
             for _ in range(rounds):
                 for name, make in makers.items():
@@ -103,7 +105,9 @@ def _readable(folder: str) -> list[str]:
     return readable
 
 
-def _config(size: int, magnitude: float | None, workers: int, batch_size: int, batches: int) -> ConfigDict:
+def _config(
+    size: int, magnitude: float | None, workers: int, batch_size: int, batches: int, scaled: bool
+) -> ConfigDict:
     config = defaults()
     config.global_batch_size = batch_size
     duration(config, "total", steps=batches)
@@ -112,6 +116,7 @@ def _config(size: int, magnitude: float | None, workers: int, batch_size: int, b
     config.curriculum.randaugment_magnitude = (magnitude or 0.0,) * 2
     config.data.augmentation = "none" if magnitude is None else "randaugment"
     config.data.num_workers = workers
+    config.data.scaled_decoding = scaled
     return config
 
 
@@ -123,15 +128,16 @@ def _makers(
     peers: Sequence[str],
     batch_size: int,
     batches: int,
+    scaled: bool,
 ) -> dict[str, Maker]:
     """What makes each side's iterator of batches anew."""
     makers: dict[str, Maker] = {}
     for number in workers:
-        config = _config(size, magnitude, number, batch_size, batches)
+        config = _config(size, magnitude, number, batch_size, batches, scaled)
         curriculum = make_curriculum(config, len(source))
         name = f"ours, {number} processes" if number else "ours, threads"
         makers[name] = functools.partial(train_batches, source, config, curriculum, 0)
-    config = _config(size, magnitude, 0, batch_size, batches)
+    config = _config(size, magnitude, 0, batch_size, batches, scaled)
     draws = [_draw(source, config, position) for position in range(batch_size * batches)]
     paths = [path for path, _, _ in draws]
     boxes = np.array([box for _, box, _ in draws], np.int32)
@@ -173,9 +179,9 @@ def _rate(make: Maker, batch_size: int, batches: int) -> float:
             iterator.close()
 
 
-def _parts(source: Folder, count: int, size: int, batch_size: int) -> dict[str, Any]:
+def _parts(source: Folder, count: int, config: ConfigDict) -> dict[str, Any]:
     """Microseconds an image of each part, the faster of two passes over `count` images, by one thread."""
-    config = _config(size, MAGNITUDE, 0, batch_size, 1)
+    size, batch_size = config.curriculum.image_size[0], config.global_batch_size
     best: dict[str, float] = {}
     for _ in range(2):
         spent = dict.fromkeys(("read", "decode", "resize", "flip", "augment", "batch", "transfer"), 0.0)
@@ -188,7 +194,7 @@ def _parts(source: Folder, count: int, size: int, batch_size: int) -> dict[str, 
             box = random_crop_box(
                 picture.height, picture.width, rng, config.data.crop_area, config.data.crop_aspect_ratio
             )
-            crop = picture.crop(box, size)
+            crop = picture.crop(box, size if config.data.scaled_decoding else 0)
             times.append(time.perf_counter())
             image = resize(crop, size, config.data.interpolation)
             times.append(time.perf_counter())

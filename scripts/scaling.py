@@ -1,0 +1,64 @@
+"""Weak scaling of the training step, read from the compiled programs of 1, 2, 4 and 8 simulated devices.
+
+    python scripts/scaling.py --config=configs/imagenet.py:s,runlocal --per_device=16
+
+Every device keeps as many examples; what grows is what devices exchange. Nothing is timed: simulated devices share the
+cores.
+"""
+
+import argparse
+import os
+import sys
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]")
+    parser.add_argument("--per_device", type=int, default=16, help="examples")
+    parser.add_argument("--devices", default="1,2,4,8", help="how many, each")
+    arguments, overrides = parser.parse_known_args()
+    counts = [int(number) for number in arguments.devices.split(",")]
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={max(counts)}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+    import jax
+
+    from effv2_jax.cli import load_config
+    from effv2_jax.compile import Compiler
+    from effv2_jax.curriculum import make_curriculum
+    from effv2_jax.errors import UserError
+    from effv2_jax.hlo import figures
+    from effv2_jax.mesh import make_mesh
+    from effv2_jax.step import check_batch
+    from effv2_jax.tables import empty_table, to_text
+
+    try:
+        config = load_config(arguments.config, overrides)
+        table = empty_table(
+            *("batch norm\n(examples)", "devices", "exchanges", "received\n(MB/device)", "temporary\n(MB/device)"),
+        )
+        for group in (arguments.per_device, 0):
+            for count in counts:
+                config.batch_norm.group_size = group
+                config.global_batch_size = arguments.per_device * count
+                config.evaluation.batch_size = count
+                num_examples = config.data.num_examples or 1000
+                curriculum = make_curriculum(config, num_examples)
+                check_batch(config, curriculum, count)
+                compiler = Compiler(config, curriculum, 1000, num_examples, make_mesh(jax.devices()[:count]))
+                compiled = compiler.lower_train_step(curriculum.stages[0]).compile()
+                found, memory = figures(compiled.as_text()), compiled.memory_analysis()
+                table.add_row(
+                    *(f"{group} each" if group else "all", str(count), str(found.collectives)),
+                    *(f"{found.collective_bytes / 1e6:.1f}", f"{memory.temp_size_in_bytes / 1e6:.1f}"),
+                )
+            table.add_section()
+    except UserError as error:
+        print(f"scaling: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(to_text(table), end="")
+
+
+if __name__ == "__main__":
+    main()
