@@ -1,9 +1,6 @@
-"""Encoded images to uint8 RGB, whole or no more of them than a crop needs."""
+"""Encoded images to uint8 RGB, at the scale that is needed."""
 
-import functools
 import io
-import os
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,9 +13,9 @@ MAX_PIXELS = 2**28  # 16,384 x 16,384, 0.8 GB decoded: a picture that claims mor
 # Pillow's own limit is a third of it. Above it warns, above the double it raises.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-
 Box = tuple[int, int, int, int]  # top, left, height, width
-SCALES = (8, 4, 2)  # that a JPEG's transform can divide both sides by
+# What a JPEG's transform can divide both sides by, and how OpenCV calls it.
+SCALES = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 
 class BrokenImage(ValueError):
@@ -50,34 +47,22 @@ class Picture:
     def crop(self, box: Box, least: int) -> np.ndarray:
         """Those of a box, uint8 [height, width, 3], for a picture of `least` pixels a side.
 
-        Of a JPEG only what the box touches is transformed. Where both sides of the box are at least 2, 4 or 8 times
-        `least` (0: never), its transform also divides them by that, which averages pixels; the box then moves to whole
-        pixels of the smaller image.
+        Where both sides of a JPEG's box are at least 2, 4 or 8 times `least` (0: never), the JPEG's own transform
+        divides them by that, which averages pixels; the box then moves to whole pixels of the smaller image.
 
         Raises:
           BrokenImage: with the reason.
         """
         top, left, height, width = box
-        data = self._data
-        if not isinstance(data, bytes) or not _is_plain_jpeg(data, self._header):
-            return self.pixels()[top : top + height, left : left + width]
         scale = next((scale for scale in SCALES if least and min(height, width) >= scale * least), 1)
-        if scale > 1:
-            top, left, height, width = (round(value / scale) for value in box)
-            height = min(height, -(-self.height // scale) - top)
-            width = min(width, -(-self.width // scale) - left)
-        tf = _tensorflow()
-        try:
-            # OpenCV would transform all of the image.
-            return tf.raw_ops.DecodeAndCropJpeg(
-                contents=data,
-                crop_window=(top, left, height, width),
-                channels=3,
-                ratio=scale,
-                dct_method="INTEGER_ACCURATE",
-            ).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise BrokenImage(error.message.partition(" [Op:")[0]) from None
+        image = None
+        if scale > 1 and isinstance(self._data, bytes) and self._header.format == "JPEG":
+            image = _decode_with_opencv(self._data, self._header, SCALES[scale])
+            image = image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        if image is None:
+            return self.pixels()[top : top + height, left : left + width]
+        top, left, height, width = (round(value / scale) for value in box)
+        return image[top : top + height, left : left + width]
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -93,11 +78,15 @@ def decode(data: bytes) -> np.ndarray:
       BrokenImage: with the reason.
     """
     header = _header(data)
-    if header.mode != "CMYK" and _ends(data, header.format):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is not None:
-            return image
-    return decode_with_pillow(header)
+    image = _decode_with_opencv(data, header)
+    return decode_with_pillow(header) if image is None else image
+
+
+def _decode_with_opencv(data: bytes, header: Image.Image, kind: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray | None:
+    """None where that is Pillow's to do; those of SCALES are in BGR."""
+    if header.mode == "CMYK" or not _ends(data, header.format):
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), kind | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _header(data: bytes) -> Image.Image:
@@ -111,20 +100,6 @@ def _header(data: bytes) -> Image.Image:
     if header.width * header.height > MAX_PIXELS:
         raise BrokenImage(f"{header.width} x {header.height} pixels are more than {MAX_PIXELS}")
     return header
-
-
-def _is_plain_jpeg(data: bytes, header: Image.Image) -> bool:
-    return header.format == "JPEG" and header.mode in ("RGB", "L") and _ends(data, "JPEG")
-
-
-@functools.cache
-def _tensorflow() -> Any:
-    """TensorFlow, for its JPEG decoder alone: seconds to import, so only where a JPEG is cropped."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it says that they are on, in every process
-    import tensorflow as tf
-
-    return tf
 
 
 def _ends(data: bytes, format: str | None) -> bool:
