@@ -79,7 +79,12 @@ def test_the_effv2_commands_run(tmp_path):
         words = [{"effv2": effv2, "python": sys.executable}.get(word, word) for word in words]
         if "parity" in words:
             words += ["--variant", "efficientnetv2-b0", "--peer", "keras", "--size=32"]
-        elif "plan" in words:
+        elif "step" in words:
+            peers = "timm" if importlib.util.find_spec("timm") else ""
+            words += ["--variant=b0", "--image_size=32", f"--peer={peers}", "--batch=4", "--steps=1", "--rounds=1"]
+        elif "input" in words:
+            words += ["--image_size=32", "--peer=tf.data", "--batch=4", "--batches=1", "--rounds=1", "--workers=0"]
+        elif "plan" in words or "program" in words:
             if importlib.util.find_spec("libtpu") is None:
                 continue
             words += [*SMALL, "--config.data.num_examples=1000", "--config.global_batch_size=64"]
