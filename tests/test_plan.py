@@ -103,7 +103,7 @@ def test_a_slice_that_is_not_there(effv2, tmp_path):
     assert result["hours"] == pytest.approx(hours)
     code, out, err = effv2(*command)
     assert code == 0 and err.count("known already") == 3 and "compiled in" not in err
-    assert "h of training, estimated" in out and "at 2 a chip and hour" in out
+    assert "of training, estimated" in out and "at 2 a chip and hour" in out and "1.26 times" in out
 
 
 def test_our_step_beside_plain_flax(effv2, tmp_path):
