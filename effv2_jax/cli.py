@@ -162,9 +162,9 @@ def make_parser() -> argparse.ArgumentParser:
     step.add_argument("--variant", type=_words, default=["b0", "s"], metavar="NAME,...")
     step.add_argument("--image_size", type=_numbers, default=[128], metavar="PIXELS,...")
     step.add_argument("--peer", type=_words, default=["timm", "keras"], metavar="NAME,...")
-    step.add_argument("--batch", type=int, default=16, help="images")
-    step.add_argument("--steps", type=int, default=5, help="of each side in a round")
-    step.add_argument("--rounds", type=int, default=5, help="in which all sides take turns")
+    step.add_argument("--batch", type=_count, default=16, help="images")
+    step.add_argument("--steps", type=_count, default=5, help="of each side in a round")
+    step.add_argument("--rounds", type=_count, default=5, help="in which all sides take turns")
     step.add_argument("--json", action="store_true", help="print JSON")
     program = verb("program", verbs.bench_program, "our step on a TPU against plain Flax", config=True, of=kinds)
     _add_slices(program)
@@ -174,9 +174,9 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--image_size", type=_numbers, default=[128, 300], metavar="PIXELS,...")
     data.add_argument("--workers", type=_numbers, default=[0, 2], metavar="N,...", help="processes of ours; 0: threads")
     data.add_argument("--peer", type=_words, default=["tf.data", "torchvision"], metavar="NAME,...")
-    data.add_argument("--batch", type=int, default=64, help="images in a batch")
-    data.add_argument("--batches", type=int, default=20, help="that each side makes in a round")
-    data.add_argument("--rounds", type=int, default=3, help="in which all sides take turns")
+    data.add_argument("--batch", type=_count, default=64, help="images in a batch")
+    data.add_argument("--batches", type=_count, default=20, help="that each side makes in a round")
+    data.add_argument("--rounds", type=_count, default=3, help="in which all sides take turns")
     data.add_argument("--scaled", action="store_true", help="ours with config.data.scaled_decoding")
     data.add_argument("--json", action="store_true", help="print JSON")
 
@@ -226,7 +226,15 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
+    if not all(word.isdecimal() for word in _words(text)) or not _words(text):
+        raise argparse.ArgumentTypeError(f"'{text}' must be whole numbers with commas between them, such as 128,224")
     return [int(word) for word in _words(text)]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
+    return int(text)
 
 
 def load_config(file_and_argument: str, overrides: list[str]) -> Any:

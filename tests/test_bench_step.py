@@ -33,10 +33,17 @@ def test_a_table_has_the_ratios():
     assert "1.50x" in text and "30.0" in text
 
 
-def test_mistakes():
+def test_mistakes(effv2):
     for variants, peers, message in (
         (["b0"], ["tensorflow"], "--peer"),
         (["b9"], [], "efficientnetv2-b9"),
     ):
         with pytest.raises(UserError, match=message):
             bench.measure(variants, [32], peers, 4, 1, 1, print)
+    for argument, message in (
+        ("--image_size=16", "too small"),
+        ("--image_size=1,x", "must be whole numbers with commas"),
+        ("--steps=0", "must be a whole number of at least 1"),
+    ):
+        code, _, err = effv2("bench", "step", "--peer=", argument)
+        assert code == 2 and message in err

@@ -72,6 +72,9 @@ def measure(
         check_known("--peer", peer, PEERS)
     if "torchvision" in peers and importlib.util.find_spec("torchvision") is None:
         raise UserError("comparing with torchvision needs it: pip install 'effv2_jax[peers]'")
+    for size in sizes:
+        if size < 8:
+            raise UserError(f"--image_size={size} is too small; no stage is as small")
     files = _readable(folder)
     log(f"{len(files)} images in {folder}")
     copies = -(-EXAMPLES // len(files))
