@@ -38,7 +38,7 @@ def use_huge_pages() -> None:
     A step of XLA's CPU backend allocates all it needs anew, and page by page that costs a third of it. glibc takes the
     wish at the start of a process alone. Nothing happens where the user has set GLIBC_TUNABLES, or without glibc.
     """
-    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
+    if "GLIBC_TUNABLES" not in os.environ and platform.libc_ver()[0] == "glibc":
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, sys.orig_argv)
 

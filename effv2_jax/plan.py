@@ -73,8 +73,9 @@ def describe_slices(config: ConfigDict, topologies: list[str], num_examples: int
     for name in topologies:
         check_name(name)
     slices = [in_a_process(name, describe_slice, name, initializer=quietly) for name in topologies]
+    curriculum = make_curriculum(config, num_examples)
     for where in slices:
-        check_batch(config, make_curriculum(config, num_examples), where.devices)
+        check_batch(config, curriculum, where.devices)
     return slices
 
 

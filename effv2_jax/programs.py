@@ -107,10 +107,10 @@ def _compile(
         stages = tuple(stage if other.index == stage.index else other for other in curriculum.stages)
         curriculum = dataclasses.replace(curriculum, stages=stages)
     mesh = slice_mesh(topology)
-    compiler = Compiler(config, curriculum, num_classes, num_examples, mesh)
     if stage and plain:
         lowered = _lower_plain(config, curriculum, stage, num_classes, num_examples, mesh)
     else:
+        compiler = Compiler(config, curriculum, num_classes, num_examples, mesh)
         lowered = compiler.lower_train_step(stage) if stage else compiler.lower_evaluation_step()
     key = hashlib.sha256("\n".join((lowered.as_text(), topology, version("libtpu"))).encode()).hexdigest()
     path = Path(cache, f"{key}.json")

@@ -6,7 +6,6 @@ rounds. RandAugment's draws are each side's own.
 
 import contextlib
 import functools
-import importlib.util
 import os
 import statistics
 import time
@@ -19,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import RenderableType
 
+from effv2_jax.bench.peers import check_installed
 from effv2_jax.config import defaults, duration
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.crop import random_crop_box, random_flip, resize
@@ -70,8 +70,8 @@ def measure(
     """
     for peer in peers:
         check_known("--peer", peer, PEERS)
-    if "torchvision" in peers and importlib.util.find_spec("torchvision") is None:
-        raise UserError("comparing with torchvision needs it: pip install 'effv2_jax[peers]'")
+    if "torchvision" in peers:
+        check_installed("torchvision")
     for size in sizes:
         if size < 8:
             raise UserError(f"--image_size={size} is too small; no stage is as small")

@@ -17,7 +17,7 @@ import numpy as np
 
 from effv2_jax import architecture as architectures
 from effv2_jax.architecture import Architecture, get_architecture
-from effv2_jax.bench.peers import PEERS, Outputs, TrainStep, check_installed, make_peer, peer_name
+from effv2_jax.bench.peers import PEERS, Outputs, TrainStep, check_installed, check_size, make_peer, peer_name
 from effv2_jax.errors import UserError, check_known
 from effv2_jax.isolated import in_a_process
 from effv2_jax.layers import Residual
@@ -51,8 +51,8 @@ def measure(
         check_known("--variant", variant, architectures.names())
     for peer in peers:
         check_known("--peer", peer, PEERS)
-    if size is not None and size < 32:
-        raise UserError(f"--size={size} is too small; the networks halve it five times")
+    if size is not None:
+        check_size("size", size)
     found = {
         variant: [peer for peer in peers or PEERS if peer_name(peer, variant)]
         for variant in variants or architectures.names()

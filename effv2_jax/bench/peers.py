@@ -65,6 +65,12 @@ def check_installed(peer: str) -> None:
             raise UserError(f"comparing with {peer} needs {package}: pip install 'effv2_jax[peers]'")
 
 
+def check_size(option: str, size: int) -> None:
+    """Raises UserError where images are too small for a network."""
+    if size < 32:
+        raise UserError(f"--{option}={size} is too small; the networks halve it five times")
+
+
 def make_peer(peer: str, architecture: Architecture, variables: Variables, size: int) -> Peer:
     """The network that one of PEERS has of a variant, for images of `size` pixels, with our weights."""
     name = peer_name(peer, architecture.name)

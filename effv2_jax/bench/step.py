@@ -18,8 +18,8 @@ import numpy as np
 from rich.console import RenderableType
 
 from effv2_jax.architecture import names
-from effv2_jax.bench.peers import check_installed, import_torch_peers, peer_name
-from effv2_jax.errors import Unavailable, UserError, check_known
+from effv2_jax.bench.peers import check_installed, check_size, import_torch_peers, peer_name
+from effv2_jax.errors import Unavailable, check_known
 from effv2_jax.tables import empty_table
 
 CLASSES = 1000
@@ -60,8 +60,7 @@ def measure(
         check_known("--peer", peer, SIDES)
         check_installed(peer)
     for size in sizes:
-        if size < 32:
-            raise UserError(f"--image_size={size} is too small; the networks halve it five times")
+        check_size("image_size", size)
     full = [name if name in names() else f"efficientnetv2-{name}" for name in variants]
     for name in full:
         check_known("--variant", name, names())

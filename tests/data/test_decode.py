@@ -218,6 +218,14 @@ def test_opencv_starts_no_threads_of_its_own():
     assert cv2.getNumThreads() == 1
 
 
+def draw_box(data, sides, least):
+    """(height, width, box) of an image with sides in a range and a box with sides of at least `least`."""
+    height, width = data.draw(st.integers(*sides)), data.draw(st.integers(*sides))
+    box_height, box_width = data.draw(st.integers(least, height)), data.draw(st.integers(least, width))
+    top, left = data.draw(st.integers(0, height - box_height)), data.draw(st.integers(0, width - box_width))
+    return height, width, (top, left, box_height, box_width)
+
+
 def smooth_jpeg(height, width):
     small = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -227,12 +235,11 @@ def smooth_jpeg(height, width):
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_crop_is_that_of_the_whole_image(data):
-    height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
-    box_height, box_width = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
-    top, left = data.draw(st.integers(0, height - box_height)), data.draw(st.integers(0, width - box_width))
+    height, width, box = draw_box(data, (1, 90), 1)
+    top, left, box_height, box_width = box
     picture = Picture(smooth_jpeg(height, width))
     assert (picture.height, picture.width) == (height, width)
-    crop = picture.crop((top, left, box_height, box_width), least=0)
+    crop = picture.crop(box, least=0)
     inside = picture.pixels()[top : top + box_height, left : left + box_width]
     assert crop.dtype == np.uint8
     np.testing.assert_array_equal(crop, inside)
@@ -241,12 +248,11 @@ def test_a_crop_is_that_of_the_whole_image(data):
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_large_crop_is_divided_and_stays_large_enough(data):
-    height, width = data.draw(st.integers(60, 200)), data.draw(st.integers(60, 200))
-    box_height, box_width = data.draw(st.integers(40, height)), data.draw(st.integers(40, width))
-    top, left = data.draw(st.integers(0, height - box_height)), data.draw(st.integers(0, width - box_width))
+    height, width, box = draw_box(data, (60, 200), 40)
+    top, left, box_height, box_width = box
     least = data.draw(st.integers(3, 60))
     picture = Picture(smooth_jpeg(height, width))
-    crop = picture.crop((top, left, box_height, box_width), least)
+    crop = picture.crop(box, least)
     scale = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(box_height, box_width) >= scale * least)
     assert abs(crop.shape[0] - box_height / scale) <= 1 and abs(crop.shape[1] - box_width / scale) <= 1
     assert scale == 1 or min(crop.shape[:2]) >= least - 1
