@@ -42,7 +42,10 @@ class Picture:
 
     def pixels(self) -> np.ndarray:
         """All of them, uint8 [H, W, 3]; see `decode`."""
-        return decode(self._data) if isinstance(self._data, bytes) else self._data
+        if not isinstance(self._data, bytes):
+            return self._data
+        image = _decode_with_opencv(self._data, self._header)
+        return decode_with_pillow(self._header) if image is None else image
 
     def crop(self, box: Box, least: int) -> np.ndarray:
         """Those of a box, uint8 [height, width, 3], for a picture of `least` pixels a side.
@@ -77,9 +80,7 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
       BrokenImage: with the reason.
     """
-    header = _header(data)
-    image = _decode_with_opencv(data, header)
-    return decode_with_pillow(header) if image is None else image
+    return Picture(data).pixels()
 
 
 def _decode_with_opencv(data: bytes, header: Image.Image, kind: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray | None:

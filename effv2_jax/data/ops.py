@@ -78,7 +78,7 @@ def solarize_add(image: np.ndarray, addition: int, threshold: int = 128) -> np.n
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
     """Saturation: 0 is grey."""
-    return blend(_grey(image)[..., None], image, factor)
+    return blend(cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), image, factor)  # NumPy broadcasts three slowly
 
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
@@ -167,11 +167,11 @@ def _affine(image: np.ndarray, output_to_input: tuple[tuple[float, float, float]
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
 
     def nearest(by_x: np.float32, by_y: np.float32, offset: np.float32) -> np.ndarray:
-        position = by_x * x + by_y * y
-        position += offset
+        # A line that goes along one axis is computed once for all of the other.
+        position = sum(scale * axis for scale, axis in ((by_x, x), (by_y, y)) if scale) + offset
         position -= position == -0.5  # the one negative half that the next lines would bring into the image
         position += np.float32(0.5)
-        return np.floor(position, out=position)
+        return np.broadcast_to(np.floor(position, out=position), (height, width)).copy()
 
     columns, rows = (nearest(*line) for line in np.asarray(output_to_input, np.float32))
     return cv2.remap(image, columns, rows, cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, (FILL, FILL, FILL))
