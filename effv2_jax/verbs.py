@@ -158,7 +158,8 @@ def bench_parity(args: argparse.Namespace) -> None:
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{line}\n")  # at once: print writes the end of a line apart, and several threads log
+    sys.stderr.flush()
 
 
 def predict(args: argparse.Namespace) -> None:
