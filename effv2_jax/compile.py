@@ -185,7 +185,9 @@ class Compiler:
     def lower_train_step(self, stage: Stage) -> jax.stages.Lowered:
         """The training step of a stage, ready for compilation."""
         step = step_lib.make_train_step(self._config, stage, self._model(stage), self._optimizer, self._schedule)
-        batch = mesh_lib.abstract_batch(self._config.global_batch_size, stage.image_size, self._mesh)
+        batch = mesh_lib.abstract_batch(
+            self._config.global_batch_size, stage.image_size, self._config.data.max_labels, self._mesh
+        )
         return self._lower(step, (self.abstract_state, batch), donate_argnums=0)
 
     def lower_evaluation_step(self) -> jax.stages.Lowered:
@@ -194,7 +196,9 @@ class Compiler:
         variables = mesh_lib.replicate_shapes(
             jax.eval_shape(lambda: step_lib.initial_variables(self._model(), self._config.seed)), self._mesh
         )
-        batch = mesh_lib.abstract_batch(config.batch_size, config.image_size, self._mesh, mask="bool")
+        batch = mesh_lib.abstract_batch(
+            config.batch_size, config.image_size, self._config.data.max_labels, self._mesh, mask="bool"
+        )
         step = step_lib.make_evaluation_step(self._config, self._model())
         return self._lower(step, (variables, batch))
 

@@ -18,7 +18,7 @@ from effv2_jax.config import from_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.decode import Picture
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches
-from effv2_jax.data.sources import Source, make_sources
+from effv2_jax.data.sources import Label, Source, make_sources
 from effv2_jax.decomposed import compiler_options
 from effv2_jax.errors import UserError
 from effv2_jax.mesh import make_mesh, put_batch
@@ -144,9 +144,9 @@ class Relabelled:
     def __len__(self) -> int:
         return len(self.source)
 
-    def load(self, index: int) -> tuple[Picture, int]:
+    def load(self, index: int) -> tuple[Picture, Label]:
         picture, label = self.source.load(index)
-        return picture, self.labels[label]
+        return picture, tuple(self.labels[one] for one in label) if isinstance(label, tuple) else self.labels[label]
 
     def describe(self, index: int) -> str:
         return self.source.describe(index)

@@ -11,14 +11,15 @@ from effv2_jax.errors import check_known
 LOSSES = ("softmax", "sigmoid")
 
 
-def smoothed_targets(labels_B: jax.Array, num_classes: int, label_smoothing: float, loss_name: str) -> jax.Array:
+def smoothed_targets(labels: jax.Array, num_classes: int, label_smoothing: float, loss_name: str) -> jax.Array:
     """One-hot targets, smoothed by s: float32 [B, num_classes].
 
     softmax: (1 - s) * one_hot + s / num_classes; sigmoid: (1 - s) * one_hot + s / 2. As in tf.losses and Keras.
-    Smoothing is affine and a mix's weights sum to 1, so smoothing before mixing and after it are the same.
+    Smoothing is affine and a mix's weights sum to 1, so smoothing before mixing and after it are the same. Several
+    labels share the 1 evenly for softmax and have a 1 each for sigmoid, as the paper's ImageNet-21k has them.
 
     Args:
-      labels_B: int [B] in [0, num_classes).
+      labels: int [B] in [0, num_classes), or [B, L], filled up with -1.
       num_classes: K.
       label_smoothing: s in [0, 1).
       loss_name: 'softmax' or 'sigmoid'.
@@ -28,7 +29,11 @@ def smoothed_targets(labels_B: jax.Array, num_classes: int, label_smoothing: flo
     """
     check_known("config.loss.name", loss_name, LOSSES)
     centre = 1 / num_classes if loss_name == "softmax" else 0.5
-    return (1 - label_smoothing) * jax.nn.one_hot(labels_B, num_classes, dtype=jnp.float32) + label_smoothing * centre
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)  # nothing but zeros for -1
+    if labels.ndim == 2:
+        targets = targets.max(1)
+        targets = targets / jnp.maximum(targets.sum(1, keepdims=True), 1) if loss_name == "softmax" else targets
+    return (1 - label_smoothing) * targets + label_smoothing * centre
 
 
 def make_loss(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -199,9 +199,15 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def abstract_batch(batch_size: int, image_size: int, mesh: Mesh, **extra: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch: uint8 'image' [B, S, S, 3], int32 'label' [B], and [B] of the dtypes in `extra`."""
-    shapes = {"image": ((batch_size, image_size, image_size, 3), "uint8"), "label": ((batch_size,), "int32")}
+def abstract_batch(
+    batch_size: int, image_size: int, max_labels: int, mesh: Mesh, **extra: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch: uint8 'image' [B, S, S, 3], int32 'label' [B], and [B] of the dtypes in `extra`.
+
+    With max_labels above 1 'label' is [B, max_labels].
+    """
+    labels = (batch_size,) if max_labels == 1 else (batch_size, max_labels)
+    shapes: dict[str, Any] = {"image": ((batch_size, image_size, image_size, 3), "uint8"), "label": (labels, "int32")}
     shapes |= {name: ((batch_size,), dtype) for name, dtype in extra.items()}
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))

@@ -154,5 +154,5 @@ def _lower_plain(
     schedule = make_schedule(config, num_examples=num_examples, total_steps=curriculum.total_steps)
     initial_state, step = plain_train_step(config, stage, config_architecture(config), num_classes, schedule)
     state = mesh_lib.replicate_shapes(jax.eval_shape(initial_state), mesh)
-    batch = mesh_lib.abstract_batch(config.global_batch_size, stage.image_size, mesh)
+    batch = mesh_lib.abstract_batch(config.global_batch_size, stage.image_size, 1, mesh)
     return jax.jit(step, out_shardings=mesh_lib.replicated(mesh), donate_argnums=0).lower(state, batch)

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     # How the data are read and where they lie; which examples they are is in their fingerprint.
     "data.data_dir",
     "data.num_examples",
+    "data.max_labels",  # too few are an error
     "data.num_workers",
     "data.num_threads",
     "data.prefetch_batches",

@@ -128,9 +128,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step of a stage.
 
-    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B]}. Metrics are scalars of the step before its update:
-    mean 'loss' and top-1 'accuracy' on the augmented (and mixed) images, 'gradient_norm' before clipping and without
-    frozen parameters, 'learning_rate', and 'finite'.
+    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B] or [B, L]}. Metrics are scalars of the step before its
+    update: mean 'loss' and top-1 'accuracy' on the augmented (and mixed) images, 'gradient_norm' before clipping and
+    without frozen parameters, 'learning_rate', and 'finite'.
     """
     loss_of = make_loss(config.loss.name)
 
@@ -154,7 +154,7 @@ def make_train_step(
             mutable=["group_stats"],
         )
         loss = loss_of(logits, targets).mean()
-        accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
+        accuracy = _is_label(logits.argmax(-1), batch["label"]).mean(dtype=jnp.float32)
         # A frozen batch norm has no statistics of its groups.
         return loss, ({"loss": loss, "accuracy": accuracy}, updates.get("group_stats", {}))
 
@@ -203,8 +203,16 @@ def make_train_step(
     return train_step
 
 
+def _is_label(classes_B: Array, labels: Array) -> Array:
+    """Whether a class is the label, int [B], or one of several, [B, L]."""
+    return classes_B == labels if labels.ndim == 1 else (classes_B[:, None] == labels).any(1)
+
+
 def make_evaluation_step(config: ConfigDict, model: EfficientNet) -> Callable[[Any, Batch], Metrics]:
-    """Sums over one padded batch {'image', 'label', 'mask'}: int32 'top1', 'top5', 'count' and float32 'loss'."""
+    """Sums over one padded batch {'image', 'label', 'mask'}: int32 'top1', 'top5', 'count' and float32 'loss'.
+
+    Of several labels the best-ranked one counts.
+    """
     loss_of = make_loss(config.loss.name)
 
     def evaluation_step(variables: Any, batch: Batch) -> Metrics:
@@ -212,11 +220,19 @@ def make_evaluation_step(config: ConfigDict, model: EfficientNet) -> Callable[[A
         logits: Any = model.apply(variables, images)
         labels, mask = batch["label"], batch["mask"]
         targets = smoothed_targets(labels, model.num_classes, 0.0, config.loss.name)
-        # The label's rank among the classes: how many score higher, or as high at a smaller index (as a stable sort
-        # has it).
-        score = jnp.take_along_axis(logits, labels[:, None], axis=1)
-        smaller = jnp.arange(model.num_classes) < labels[:, None]
-        rank = ((logits > score) | ((logits == score) & smaller)).sum(1)
+
+        def rank_of(labels_B: Array) -> Array:
+            """A label's rank among the classes: how many score higher, or as high at a smaller index (as a stable sort
+            has it)."""
+            score = jnp.take_along_axis(logits, labels_B[:, None], axis=1)
+            smaller = jnp.arange(model.num_classes) < labels_B[:, None]
+            return ((logits > score) | ((logits == score) & smaller)).sum(1)
+
+        if labels.ndim == 1:
+            rank = rank_of(labels)
+        else:
+            ranks_BxL = jax.vmap(rank_of, in_axes=1, out_axes=1)(labels)
+            rank = jnp.where(labels >= 0, ranks_BxL, model.num_classes).min(1)
         # A NaN compares as false everywhere and would rank first.
         correct = mask & jnp.isfinite(logits).all(1)
         return {

@@ -67,6 +67,29 @@ def test_shares_are_exact_with_padding_and_ties(loss, count):
     assert results["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
+def test_of_several_labels_the_best_ranked_counts():
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(100, 110, (60, 8)).astype(np.uint8)
+    labels = np.stack([rng.permutation(8)[:3] for _ in range(60)]).astype(np.int32)
+    labels[rng.random((60, 3)) < 0.4] = -1
+    labels[:, 0] = np.maximum(labels[:, 0], 0)
+
+    def batches():
+        for start in range(0, 60, 20):
+            image = np.zeros((20, 8, 8, 3), np.uint8)
+            image[:, 0, :, 0] = pixels[start : start + 20]
+            yield {"image": image, "label": labels[start : start + 20], "mask": np.ones(20, bool)}
+
+    step = jax.jit(make_evaluation_step(defaults(), TopRow()))
+    results = evaluate(step, {"raw": {}}, batches(), make_mesh(), Silent())["raw"]
+    ranked = np.argsort(-pixels.astype(int), axis=1, kind="stable")
+    best = [
+        min(list(order).index(label) for label in row if label >= 0) for order, row in zip(ranked, labels, strict=True)
+    ]
+    assert results["top1"] == (np.array(best) < 1).mean()
+    assert results["top5"] == (np.array(best) < 5).mean()
+
+
 def test_logits_that_are_not_finite_are_never_right():
     class NotFinite(TopRow):
         def __call__(self, x_BxHxWxC):

@@ -56,6 +56,14 @@ def test_several_labels_an_example():
     np.testing.assert_allclose(make_loss("softmax")(LOGITS[:2], shares), softmax, rtol=1e-5)
 
 
+def test_targets_of_several_labels():
+    labels = np.array([[1, 0, -1], [6, -1, -1], [4, 5, 4]], np.int32)  # the last one twice, and counted once
+    several = np.array([[1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 0]], np.float32)
+    np.testing.assert_array_equal(smoothed_targets(labels, 7, 0.0, "sigmoid"), several)
+    shares = several / np.array([[2], [1], [2]])
+    np.testing.assert_allclose(smoothed_targets(labels, 7, 0.1, "softmax"), 0.9 * shares + 0.1 / 7, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_loss_and_gradient_are_finite_and_float32_at_extreme_bfloat16_logits(name):
     logits = jnp.array([[1e4, -1e4, 0.0]], jnp.bfloat16)

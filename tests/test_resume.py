@@ -49,6 +49,7 @@ def test_the_same_config_goes_on():
         ("model__lowering", "native"),
         ("data__data_dir", "elsewhere"),
         ("data__num_examples", 1442),
+        ("data__max_labels", 4),
         ("data__num_workers", 2),
         ("data__num_threads", 3),
         ("data__prefetch_batches", 9),

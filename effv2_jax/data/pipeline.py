@@ -24,7 +24,7 @@ from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS, evaluation_cro
 from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.ops import noise_cutout
 from effv2_jax.data.randaugment import auto_augment, rand_augment
-from effv2_jax.data.sources import Source
+from effv2_jax.data.sources import Label, Source
 from effv2_jax.errors import UserError, check_known
 
 Batch = dict[str, np.ndarray]
@@ -99,7 +99,8 @@ class TrainExamples:
                 f"{attempts} images in a row cannot be read, the first is {self.source.describe(broken)}; "
                 "check config.data"
             )
-        return {"image": image, "label": np.int32(label), "broken": np.int32(broken)}
+        labels = _labels(label, self.config.data.max_labels, self.source, index)
+        return {"image": image, "label": labels, "broken": np.int32(broken)}
 
     def _augment(self, picture: Picture, epoch: int, index: int, stage: Stage) -> np.ndarray:
         rng = example_generator(self.config.seed, epoch, index)
@@ -148,7 +149,7 @@ class EvaluationExamples:
         size = evaluation.image_size
         example = {
             "image": np.zeros((size, size, 3), np.uint8),
-            "label": np.int32(0),
+            "label": _labels(0, data.max_labels, self.source, index),
             "mask": np.bool_(False),
             "broken": np.int32(-1),
         }
@@ -161,7 +162,8 @@ class EvaluationExamples:
             if not data.skip_broken:
                 raise UserError(_broken_sentence(self.source, index, error)) from None
             return example | {"broken": np.int32(index)}
-        return example | {"image": image, "label": np.int32(label), "mask": np.bool_(True)}
+        labels = _labels(label, data.max_labels, self.source, index)
+        return example | {"image": image, "label": labels, "mask": np.bool_(True)}
 
 
 def check_input(config: ConfigDict, process_count: int) -> None:
@@ -170,7 +172,7 @@ def check_input(config: ConfigDict, process_count: int) -> None:
     check_known("config.data.augmentation", data.augmentation, AUGMENTATIONS)
     check_known("config.data.interpolation", data.interpolation, INTERPOLATIONS)
     check_known("config.data.evaluation_crop", data.evaluation_crop, EVALUATION_CROPS)
-    for field, least in (("num_workers", 0), ("num_threads", 0), ("prefetch_batches", 1)):
+    for field, least in (("max_labels", 1), ("num_workers", 0), ("num_threads", 0), ("prefetch_batches", 1)):
         if data[field] < least:
             raise UserError(f"config.data.{field} is {data[field]}; it must be at least {least}")
     sizes = {"global_batch_size": config.global_batch_size, "evaluation.batch_size": config.evaluation.batch_size}
@@ -192,7 +194,8 @@ def train_batches(
 
     Yields:
       {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'broken': int32 [b]}, b = global_batch_size / process_count;
-      'broken' is the index of an unreadable example that the next readable one replaces, or -1.
+      with data.max_labels above 1 'label' is [b, max_labels], filled up with -1; 'broken' is the index of an unreadable
+      example that the next readable one replaces, or -1.
 
     Raises:
       UserError: the processes do not divide the batch; an image cannot be read and `data.skip_broken` is off.
@@ -277,6 +280,17 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
                 yield {name: value.reshape(batch_size, *value.shape[2:]) for name, value in batch.items()}
     finally:
         iterator.close()
+
+
+def _labels(label: Label, most: int, source: Source, index: int) -> np.ndarray | np.int32:
+    """int32, or where an example may have several int32 [most], filled up with -1."""
+    several = label if isinstance(label, tuple) else (label,)
+    if len(several) > most:
+        raise UserError(
+            f"{source.describe(index)} has {len(several)} labels, and config.data.max_labels is {most}; it must be as "
+            "large as any example needs"
+        )
+    return np.int32(several[0]) if most == 1 else np.array([*several, *[-1] * (most - len(several))], np.int32)
 
 
 def _reused(

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from effv2_jax.data.decode import Picture
 from effv2_jax.errors import UserError, check_known
 
+Label = int | tuple[int, ...]  # a tuple where examples may have several
 SOURCES = ("tfds", "folder", "csv", "digits")
 
 
@@ -23,7 +24,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> tuple[Picture, int]:
+    def load(self, index: int) -> tuple[Picture, Label]:
         """The image and the label; raises `decode.BrokenImage` where it cannot be read."""
         ...
 

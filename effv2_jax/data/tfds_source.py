@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effv2_jax.data.decode import BrokenImage, Picture
-from effv2_jax.data.sources import Sources
+from effv2_jax.data.sources import Label, Sources
 from effv2_jax.errors import UserError
 
 
@@ -26,7 +26,8 @@ class TfdsSplit:
     def __init__(self, records: Any, features: Any, image_key: str, label_key: str, name: str):
         import tensorflow_datasets as tfds
 
-        self.class_names = tuple(features[label_key].names)
+        self._several = isinstance(features[label_key], tfds.features.Sequence)
+        self.class_names = tuple((features[label_key].feature if self._several else features[label_key]).names)
         self._records, self._features, self._name = records, features, name
         self._image_key, self._label_key = image_key, label_key
         encoded = isinstance(features[image_key], tfds.features.Image)
@@ -39,15 +40,17 @@ class TfdsSplit:
     def __len__(self) -> int:
         return len(self._records)
 
-    def load(self, index: int) -> tuple[Picture, int]:
+    def load(self, index: int) -> tuple[Picture, Label]:
         record = self._features.deserialize_example_np(self._records[index], decoders=self._decoders)
-        image, label = record[self._image_key], int(record[self._label_key])
-        if not 0 <= label < len(self.class_names):
+        image, labels = record[self._image_key], tuple(map(int, np.atleast_1d(record[self._label_key])))
+        if not labels or not all(0 <= label < len(self.class_names) for label in labels):
             raise UserError(
-                f"{self.describe(index)} has label {label}, but its {len(self.class_names)} classes are 0 to "
-                f"{len(self.class_names) - 1}; TFDS gives -1 where the label is unknown"
+                f"{self.describe(index)} has label {' '.join(map(str, labels)) or 'none'}, but its "
+                f"{len(self.class_names)} classes are 0 to {len(self.class_names) - 1}; TFDS gives -1 where the label "
+                "is unknown"
             )
-        return Picture(image if isinstance(image, bytes) else _to_rgb(image)), label
+        picture = Picture(image if isinstance(image, bytes) else _to_rgb(image))
+        return picture, labels if self._several else labels[0]
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"
@@ -67,9 +70,7 @@ def tfds_sources(config: ConfigDict) -> Sources:
     info = builder.info
     image_key, label_key = _keys(info.supervised_keys)
     features = info.features
-    if not _is_image(features, image_key) or not (
-        label_key in features and isinstance(features[label_key], tfds.features.ClassLabel)
-    ):
+    if not _is_image(features, image_key) or not _is_label(features, label_key):
         raise UserError(
             f"the data set '{data.name}' has no 8-bit image '{image_key}' with a class label '{label_key}'; "
             f"its features are {', '.join(sorted(features))}"
@@ -156,6 +157,17 @@ def _is_image(features: Any, key: str) -> bool:
     if not isinstance(feature, tfds.features.Tensor) or feature.np_dtype != np.uint8:
         return False
     return len(feature.shape) == 2 or (len(feature.shape) == 3 and feature.shape[-1] in (1, 3))
+
+
+def _is_label(features: Any, key: str) -> bool:
+    """Whether a feature is a class, or a sequence of them."""
+    import tensorflow_datasets as tfds
+
+    if key not in features:
+        return False
+    feature = features[key]
+    one = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    return isinstance(one, tfds.features.ClassLabel)
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from effv2_jax.config import defaults
 from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.pipeline import evaluation_batches
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError
 
@@ -173,6 +174,38 @@ def test_tfds_splits_by_index(tfds_dir):
     assert (len(sources.train), len(sources.evaluation)) == (5, 3)
     np.testing.assert_array_equal(sources.train.load(0)[0].pixels(), whole.load(3)[0].pixels())
     np.testing.assert_array_equal(sources.evaluation.load(2)[0].pixels(), whole.load(2)[0].pixels())
+
+
+class SeveralLabels(tfds.core.GeneratorBasedBuilder):
+    """Three squares of one, two and three classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        names = tfds.features.ClassLabel(names=["a", "b", "c"])
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.Sequence(names)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(3):
+            yield number, {"image": np.full((5, 7, 3), number, np.uint8), "label": list(range(number + 1))}
+
+
+def test_several_labels_an_example(tmp_path):
+    SeveralLabels(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    config = config_of(source="tfds", name="several_labels", data_dir=str(tmp_path), max_labels=4)
+    sources = make_sources(config)
+    assert sources.class_names == ("a", "b", "c")
+    config.evaluation.batch_size, config.evaluation.image_size = 3, 8
+    [batch] = evaluation_batches(sources.evaluation, config)
+    by_number = {int(image[0, 0, 0]): list(label) for image, label in zip(batch["image"], batch["label"], strict=True)}
+    assert by_number == {0: [0, -1, -1, -1], 1: [0, 1, -1, -1], 2: [0, 1, 2, -1]}
+    config.data.max_labels = 2
+    with pytest.raises(UserError, match=r"has 3 labels, and config\.data\.max_labels is 2"):
+        list(evaluation_batches(sources.evaluation, config))
 
 
 @pytest.mark.parametrize(
