@@ -4,16 +4,17 @@
 
 PHOTOS holds `train/CLASS/*.jpg` and `validation/CLASS/*.jpg` (`--config.data.evaluation_split=test` takes another
 name), or the classes themselves, of which `--config.data.holdout_percent=20` sets a share aside. The argument is
-`VARIANT[,size=224]`, a network that `effv2 models` prints without 'efficientnetv2-', and the largest image size; the
-first stage has half of it.
+`VARIANT[,size=224][,runlocal]`, a network that `effv2 models` prints without 'efficientnetv2-', and the largest image
+size; the first stage has half of it. `runlocal` runs the same code for 8 steps on the digits with a thin network.
 """
 
 from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
+from effv2_jax.recipes import shrink
 
 
 def get_config(argument=None):
-    args = parse_argument(argument, variant="b0", size=128)
+    args = parse_argument(argument, variant="b0", size=128, runlocal=False)
     size = args["size"]
     config = defaults()
     config.model.variant = f"efficientnetv2-{args['variant']}"
@@ -42,4 +43,4 @@ def get_config(argument=None):
     config.ema.decay = 0.99  # hundreds of steps, where ImageNet's 0.9999 is for 100,000
     config.evaluation.image_size = size
     config.evaluation.batch_size = 32
-    return config
+    return shrink(config) if args["runlocal"] else config

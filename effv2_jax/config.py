@@ -189,24 +189,6 @@ def parse_argument(argument: str | None, **fields: Any) -> dict[str, Any]:
     return values
 
 
-def shrink(config: ConfigDict) -> ConfigDict:
-    """Makes a config small enough for a laptop, in place: the same recipe for 8 steps on the digits, a thin network."""
-    config.global_batch_size = 16
-    duration(config, "total", steps=8)
-    duration(config, "log", steps=2)
-    duration(config, "evaluate", steps=8)
-    duration(config, "checkpoint", steps=4)
-    duration(config.schedule, "warmup", steps=2)
-    duration(config.schedule, "decay", steps=2)
-    config.model.width, config.model.depth = 0.25, 0.25
-    config.batch_norm.group_size = min(config.batch_norm.group_size, 8)
-    config.curriculum.image_size = tuple(size // 4 for size in config.curriculum.image_size)
-    config.data.source, config.data.name, config.data.num_examples = "digits", "", 0
-    config.evaluation.image_size = 64
-    config.evaluation.batch_size = 128
-    return config
-
-
 def to_dict(config: ConfigDict) -> dict[str, Any]:
     """A plain nested dictionary that JSON can hold."""
     return config.to_dict()

@@ -18,18 +18,44 @@ from effv2_jax.step import check_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
+RUNLOCAL = [
+    "imagenet.py:s,runlocal",
+    "imagenet.py:m,resizing=random,runlocal",
+    "imagenet.py:b3,recipe=automl,runlocal",
+    "imagenet.py:efficientnet-b5,resizing=progressive,runlocal",
+    "imagenet21k.py:s,loss=sigmoid,runlocal",
+    "finetune.py:imagenet,variant=s,runlocal",
+    "transfer.py:flowers,runlocal",
+    "ablation.py:fused,placement=1-5,runlocal",
+    "ablation.py:size,runlocal",
+    "folder.py:runlocal",
+    "finetune.py:runlocal",
+]
 SHIPPED = [
     *(f"imagenet.py:{variant}" for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")),
     *(f"imagenet.py:{variant},recipe=automl" for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")),
-    "imagenet.py:s,runlocal",
+    "imagenet.py:b0,augmentation=randaugment",
+    *(f"imagenet.py:efficientnet-b{number}" for number in (0, 4, 7)),
+    *(f"imagenet.py:efficientnet-b{number},resizing=progressive" for number in (4, 5)),
+    "imagenet.py:s,resizing=none",
+    "imagenet.py:m,resizing=random",
+    "imagenet.py:m,resizing=random,regularization=vanilla",
+    "imagenet.py:m,regularization=vanilla",
+    "imagenet21k.py:s",
+    "imagenet21k.py:xl,loss=sigmoid,epochs=30",
+    "ablation.py:fused,placement=1-3",
+    "ablation.py:size,image_size=192,magnitude=10",
     "digits.py",
     "folder.py",
     "folder.py:s,size=224",
     "finetune.py",
-    "finetune.py:s,data=cifar10",
-    "finetune.py:b1,data=cifar100",
-    "finetune.py:m,data=flowers",
-    "finetune.py:l,data=cars,recipe=automl",
+    "finetune.py:imagenet,variant=xl",
+    "finetune.py:imagenet,variant=s,recipe=automl",
+    "transfer.py:cifar10",
+    "transfer.py:cifar100,variant=b1",
+    "transfer.py:flowers,variant=m",
+    "transfer.py:cars,variant=l,recipe=automl",
+    *RUNLOCAL,
 ]
 
 
@@ -148,3 +174,26 @@ def test_a_wrong_file_or_argument_is_one_sentence(tmp_path):
     broken.write_text("def get_config(:\n")
     with pytest.raises(UserError, match="config cannot be read"):
         load_config(str(broken), [])
+
+
+@pytest.mark.parametrize(("regularization", "magnitudes"), [("adaptive", (5.0, 20.0)), ("vanilla", (20.0, 20.0))])
+def test_random_resizing_draws_sizes_and_regularisation_follows_them(regularization, magnitudes):
+    config = load(f"imagenet.py:m,resizing=random,regularization={regularization}")
+    stages = make_curriculum(config, config.data.num_examples).stages
+    assert len(stages) == 44  # 350 epochs, a new size every 8
+    assert {stage.image_size for stage in stages} == {128, 164, 200, 236, 272, 308, 344, 380}
+    by_size = {stage.image_size: stage for stage in stages}
+    assert (by_size[128].randaugment_magnitude, by_size[380].randaugment_magnitude) == magnitudes
+    assert by_size[380].mixup_alpha == 0.2
+    for stage in stages:
+        first, last = magnitudes
+        assert stage.randaugment_magnitude == pytest.approx(first + (last - first) * (stage.image_size - 128) / 252)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNLOCAL)
+def test_a_small_run_of_every_recipe(name, effv2, tmp_path):
+    code, out, err = effv2("train", f"--config=configs/{name}", f"--workdir={tmp_path}")
+    assert code == 0, err
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 8
