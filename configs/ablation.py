@@ -1,7 +1,9 @@
 """Two ablations of the paper on ImageNet-1k: where fused blocks pay, and how much regularisation an image size wants.
 
-    effv2 train --config=configs/ablation.py:fused,placement=1-3 --config.dtype=bfloat16 --workdir=gs://BUCKET/fused-1-3 --distributed
-    effv2 train --config=configs/ablation.py:size,image_size=192,magnitude=10 --config.dtype=bfloat16 --workdir=gs://BUCKET/192-10 --distributed
+    effv2 train --config=configs/ablation.py:fused,placement=1-3 --config.dtype=bfloat16 \
+        --workdir=gs://BUCKET/fused-1-3 --distributed
+    effv2 train --config=configs/ablation.py:size,image_size=192,magnitude=10 --config.dtype=bfloat16 \
+        --workdir=gs://BUCKET/192-10 --distributed
 
 The argument is `fused[,placement=none|1-3|1-5|1-7]` or `size[,image_size=128][,magnitude=5]`, and `,runlocal`. Both are
 the recipe of configs/imagenet.py at one image size. Neither table comes with its schedule; hours are not published.

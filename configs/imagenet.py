@@ -29,7 +29,8 @@ Tables 7, 10 and 12): baseline top-1 and hours, then progressive ones:
 How strong the regularisation was is not published; ours is S' for B4 and smaller ones, and M's for the others.
 
 `resizing=progressive|random|none` and `regularization=adaptive|vanilla` are the arms of Table 13: `random` draws one of
-eight sizes for every 8 epochs, the same ones in every run; regularisation follows the size, or with `vanilla` is the last stage's throughout.
+eight sizes for every 8 epochs, the same ones in every run; regularisation follows the size, or with `vanilla` is the
+last stage's throughout.
 Published top-1, means of three runs (by its accuracy the network is M), and 83.6 for S at one size (section 5.4):
 
     m             vanilla   adaptive

@@ -193,7 +193,7 @@ def test_random_resizing_draws_sizes_and_regularisation_follows_them(regularizat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNLOCAL)
 def test_a_small_run_of_every_recipe(name, effv2, tmp_path):
-    code, out, err = effv2("train", f"--config=configs/{name}", f"--workdir={tmp_path}")
+    code, _, err = effv2("train", f"--config=configs/{name}", f"--workdir={tmp_path}")
     assert code == 0, err
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 8
