@@ -141,6 +141,13 @@ def make_parser() -> argparse.ArgumentParser:
     plan = verb("plan", verbs.plan, "compile for TPU slices that need not be there, and estimate", config=True)
     _add_slices(plan)
     plan.add_argument("--price_per_chip_hour", type=float, default=0.0, help="prints what the training would cost")
+    plan.add_argument(
+        "--images_per_core",
+        type=_numbers,
+        default=[],
+        metavar="N,...",
+        help="a second and stage, as bench input measures: prints how many host cores a chip needs",
+    )
     plan.add_argument("--json", action="store_true", help="print JSON")
 
     bench = verb("bench", None, "measure: stages, programs, input, parity with other libraries")

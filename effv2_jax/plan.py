@@ -5,6 +5,7 @@ Every stage's training step, and the evaluation step, is the very one that train
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from effv2_jax.curriculum import Stage, make_curriculum
+from effv2_jax.errors import UserError
 from effv2_jax.isolated import in_a_process
 from effv2_jax.programs import EVALUATION, Program, Programs, quietly
 from effv2_jax.step import check_batch
@@ -79,7 +81,9 @@ def describe_slices(config: ConfigDict, topologies: list[str], num_examples: int
     return slices
 
 
-def plan(config: ConfigDict, topologies: list[str], programs: Programs) -> list[dict[str, Any]]:
+def plan(
+    config: ConfigDict, topologies: list[str], programs: Programs, images_per_core: Sequence[int] = ()
+) -> list[dict[str, Any]]:
     """A dictionary a topology, as JSON can hold it.
 
     Slices are compiled for side by side, as many as cores and memory at hand allow.
@@ -88,20 +92,32 @@ def plan(config: ConfigDict, topologies: list[str], programs: Programs) -> list[
       config: the experiment.
       topologies: names as 'v5e:4x4'.
       programs: compiles.
+      images_per_core: a second, that the input makes at each stage's size (`effv2 bench input`); () is not known.
 
     Returns:
       [{'topology', 'chips', 'devices', 'stages': [...], 'evaluation': {...}, 'hours'}], a stage {'image_size', 'steps',
-      'fits', 'remedy', 'accumulation_steps', 'remat', 'global_batch_size', figures of `Program` and `Estimate`};
-      'hours' is None where a stage does not fit, and counts training alone.
+      'fits', 'remedy', 'accumulation_steps', 'remat', 'global_batch_size', figures of `Program` and `Estimate`, and
+      'host_cores_per_chip' where images_per_core is known}; 'hours' is None where a stage does not fit, and counts
+      training alone.
 
     Raises:
-      UserError: an unknown topology, or a batch that its devices do not divide.
+      UserError: an unknown topology, a batch that its devices do not divide, or not as many rates as stages.
       Unavailable: the process that compiled was killed.
     """
+    num_stages = len(make_curriculum(config, programs.num_examples).stages)
+    if images_per_core and len(images_per_core) != num_stages:
+        raise UserError(
+            f"--images_per_core has {len(images_per_core)} rates for {num_stages} stages; it needs one each"
+        )
     slices = describe_slices(config, topologies, programs.num_examples)
     at_once = min(os.cpu_count() or 1, int(psutil.virtual_memory().available / COMPILER_BYTES))
     with ThreadPoolExecutor(max(1, at_once)) as pool:
-        return list(pool.map(lambda where: _plan_slice(config, where, programs), slices))
+        results = list(pool.map(lambda where: _plan_slice(config, where, programs), slices))
+    for result in results:
+        for stage, rate in zip(result["stages"], images_per_core, strict=False):
+            if stage["fits"]:
+                stage["host_cores_per_chip"] = stage["images_per_second_per_chip"] / rate
+    return results
 
 
 def _plan_slice(config: ConfigDict, where: Slice, programs: Programs) -> dict[str, Any]:
@@ -121,9 +137,11 @@ def _plan_slice(config: ConfigDict, where: Slice, programs: Programs) -> dict[st
 
 def plan_table(results: list[dict[str, Any]], price: float) -> RenderableType:
     """A row a stage and slice; `price` of a chip and hour, 0 where it is not known."""
+    with_cores = any("host_cores_per_chip" in row for result in results for row in result["stages"])
     table = empty_table(
         "slice", "step", "steps", "memory a chip\n(GB)", "of\n(GB)", "fits", "exchanges\n(MB)", "TFLOP\na chip",
-        "step (s)\nestimated", "images/s/chip\nestimated", "MFU\nestimated", "bound", "of the\nroofline"
+        "step (s)\nestimated", "images/s/chip\nestimated", "MFU\nestimated", "bound", "of the\nroofline",
+        *(["host cores\na chip"] if with_cores else []),
     )  # fmt: skip
     for result in results:
         where = Slice(result["topology"], result["chips"], result["devices"])
@@ -144,6 +162,8 @@ def plan_table(results: list[dict[str, Any]], price: float) -> RenderableType:
                     row["bound"],
                     f"{row['seconds'] / row['roofline_seconds']:.1f}x",
                 ]
+                if "host_cores_per_chip" in row:
+                    cells.append(f"{row['host_cores_per_chip']:.1f}")
             table.add_row(result["topology"], *cells)
         hours = result["hours"]
         if hours:

@@ -88,7 +88,7 @@ def plan(args: argparse.Namespace) -> None:
     from effv2_jax import tables
     from effv2_jax.plan import plan, plan_table
 
-    results = plan(args.config, args.topology, _programs(args))
+    results = plan(args.config, args.topology, _programs(args), args.images_per_core)
     table = plan_table(results, args.price_per_chip_hour)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")
 

@@ -91,9 +91,11 @@ def test_a_slice_that_is_not_there(effv2, tmp_path):
     """Compiled once; what is known by content is not compiled again."""
     needs_libtpu()
     command = ("plan", *SMALL, "--topology=v5e:2x2", f"--cache={tmp_path}", "--price_per_chip_hour=2")
-    code, out, err = effv2(*command, "--json")
+    code, out, err = effv2(*command, "--images_per_core=1000,500", "--json")
     assert code == 0, err
     [result] = json.loads(out)
+    for row, rate in zip(result["stages"], (1000, 500), strict=True):
+        assert row["host_cores_per_chip"] == pytest.approx(row["images_per_second_per_chip"] / rate)
     assert (result["chips"], result["devices"], len(result["stages"])) == (4, 4, 2)
     for row in (*result["stages"], result["evaluation"]):
         assert row["fits"] and row["cycles"] > 1000 and row["flops"] > 1e6 and 0 < row["memory_bytes"] < 1e9
@@ -102,7 +104,7 @@ def test_a_slice_that_is_not_there(effv2, tmp_path):
     hours = sum(row["seconds"] * row["steps"] for row in result["stages"]) / 3600
     assert result["hours"] == pytest.approx(hours)
     code, out, err = effv2(*command)
-    assert code == 0 and err.count("known already") == 3 and "compiled in" not in err
+    assert code == 0 and err.count("known already") == 3 and "compiled in" not in err and "host cores" not in out
     assert "of training, estimated" in out and "at 2 a chip and hour" in out and "1.26 times" in out
 
 
@@ -123,6 +125,7 @@ def test_our_step_beside_plain_flax(effv2, tmp_path):
 def test_mistakes(effv2, tmp_path):
     for arguments, message in (
         (("--topology=v9:4x4",), "must be VERSION:SHAPE, such as v5e:4x4; versions are v2, v3"),
+        (("--topology=v5e:2x2", "--images_per_core=9"), "--images_per_core has 1 rates for 2 stages"),
         (("--topology=v5e",), "must be VERSION:SHAPE"),
         (("--topology=v5e:4x4", "--config.data.num_examples=0"), "--config.data.num_examples=N tells it"),
     ):
