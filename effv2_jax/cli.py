@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"effv2: error: {error.strerror}{where}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
-        print("effv2: interrupted; a training run goes on from its last checkpoint", file=sys.stderr)
+        print(
+            "effv2: interrupted; a training run goes on from its last checkpoint, a preparation from its last shard",
+            file=sys.stderr,
+        )
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `effv2 models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -186,6 +189,17 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--rounds", type=_count, default=3, help="in which all sides take turns")
     data.add_argument("--scaled", action="store_true", help="ours with config.data.scaled_decoding")
     data.add_argument("--json", action="store_true", help="print JSON")
+
+    data = verb("data", None, "prepare data sets, and look at them")
+    kinds = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+    prepare = verb("prepare", verbs.data_prepare, "make a data set of TFDS with random access", of=kinds)
+    prepare.add_argument("kind", metavar="NAME", help="imagenet, imagenet21k, folder, or of any data set of TFDS")
+    prepare.add_argument("--source", default="", metavar="DIR", help="with the tars or images")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="config.data.data_dir; a local path or gs://")
+    prepare.add_argument("--name", default="", help="of the data set that a folder becomes; by default the folder's")
+    prepare.add_argument("--workers", type=_count, default=None, metavar="N", help="processes; by default one a core")
+    prepare.add_argument("--strict", action="store_true", help="stop at a broken image instead of leaving it out")
+    prepare.add_argument("--skip_checksums", action="store_true", help="take ImageNet's tars as they are")
 
     predict = verb("predict", verbs.predict, "name what is on images")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-", help="-: an image or paths on standard input")

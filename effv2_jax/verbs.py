@@ -157,6 +157,26 @@ def bench_parity(args: argparse.Namespace) -> None:
         print(tables.to_text(table), end="")
 
 
+def data_prepare(args: argparse.Namespace) -> None:
+    from effv2_jax.data import prepare
+    from effv2_jax.data.published import imagenet, imagenet21k
+
+    published = {"imagenet": imagenet, "imagenet2012": imagenet, "imagenet21k": imagenet21k}.get(args.kind)
+    if args.name and args.kind != "folder":
+        raise UserError(f"--name is for a folder; '{args.kind}' has a name")
+    if not args.source and (published or args.kind == "folder"):
+        raise UserError(f"'effv2 data prepare {args.kind}' needs --source=DIR with its tars or images")
+    workers = args.workers or len(os.sched_getaffinity(0))
+    settings = prepare.Settings(workers, args.strict, not args.skip_checksums)
+    if published:
+        result = prepare.prepare_imagenet(published(), args.source, args.out, settings)
+    elif args.kind == "folder":
+        result = prepare.prepare_folder(args.source, args.out, args.name, settings)
+    else:
+        result = prepare.prepare_by_tfds(args.kind, args.out, args.source)
+    print(prepare.describe(result, args.out))
+
+
 def _log(line: str) -> None:
     sys.stderr.write(f"{line}\n")  # at once: print writes the end of a line apart, and several threads log
     sys.stderr.flush()

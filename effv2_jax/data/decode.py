@@ -33,18 +33,20 @@ class Picture:
     """
 
     def __init__(self, data: bytes | np.ndarray):
-        self._data = data
+        self.data = data
+        self.format, self.mode = "", "RGB"  # as Pillow calls them: 'JPEG', 'CMYK'
         if isinstance(data, bytes):
             self._header = _header(data)
             self.width, self.height = self._header.size
+            self.format, self.mode = self._header.format or "", self._header.mode
         else:
             self.height, self.width, _ = data.shape
 
     def pixels(self) -> np.ndarray:
         """All of them, uint8 [H, W, 3]; see `decode`."""
-        if not isinstance(self._data, bytes):
-            return self._data
-        image = _decode_with_opencv(self._data, self._header)
+        if not isinstance(self.data, bytes):
+            return self.data
+        image = _decode_with_opencv(self.data, self._header)
         return decode_with_pillow(self._header) if image is None else image
 
     def crop(self, box: Box, least: int) -> np.ndarray:
@@ -59,8 +61,8 @@ class Picture:
         top, left, height, width = box
         scale = next((scale for scale in SCALES if least and min(height, width) >= scale * least), 1)
         image = None
-        if scale > 1 and isinstance(self._data, bytes) and self._header.format == "JPEG":
-            image = _decode_with_opencv(self._data, self._header, SCALES[scale])
+        if scale > 1 and isinstance(self.data, bytes) and self.format == "JPEG":
+            image = _decode_with_opencv(self.data, self._header, SCALES[scale])
             image = image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         if image is None:
             return self.pixels()[top : top + height, left : left + width]

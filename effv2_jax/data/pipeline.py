@@ -86,7 +86,7 @@ class TrainExamples:
         for attempt in range(attempts):
             try:
                 picture, label = self.source.load(index)
-                image = self._augment(picture, epoch, index, stage)
+                image = self.augment(picture, epoch, index, stage)
                 break
             except BrokenImage as error:
                 if not self.config.data.skip_broken:
@@ -102,7 +102,8 @@ class TrainExamples:
         labels = _labels(label, self.config.data.max_labels, self.source, index)
         return {"image": image, "label": labels, "broken": np.int32(broken)}
 
-    def _augment(self, picture: Picture, epoch: int, index: int, stage: Stage) -> np.ndarray:
+    def augment(self, picture: Picture, epoch: int, index: int, stage: Stage) -> np.ndarray:
+        """What `stage` trains on of example `index` in an epoch, before mixing: uint8 [S, S, 3]."""
         rng = example_generator(self.config.seed, epoch, index)
         data = self.config.data
         image = random_resized_crop(

@@ -1,0 +1,397 @@
+"""ImageNet, ImageNet-21k and folders of images as data sets of TFDS with random access; any other by TFDS itself.
+
+What is prepared lies in OUT/NAME/VERSION/ as TFDS has it. Shards are written first and the metadata last, so that an
+unfinished data set is not taken for a whole one; the same command goes on with it.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from effv2_jax.bars import bar
+from effv2_jax.data.folder import EXTENSIONS
+from effv2_jax.data.listing import (
+    Row,
+    find_images,
+    find_tars,
+    load_index,
+    make_listings,
+    save_index,
+    some,
+    stamp_of,
+)
+from effv2_jax.data.publish import put
+from effv2_jax.data.published import Published, check_md5, check_numbers
+from effv2_jax.data.shards import RECORDS, Shard, finished, make_shards, write_shards
+from effv2_jax.errors import Unavailable, UserError, takes_no_writing
+from effv2_jax.lock import LOCK_FILE, exclusive
+
+REPORT = "prepare_report.json"
+INFO = "dataset_info.json"  # TFDS takes a folder with it for a prepared data set
+INDEX = "index.npz"
+TOLD = 30  # images that are named on the terminal; ImageNet has 23 that are encoded again
+SPLITS = {  # what folders of splits are called -> the split
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_SYNSET = re.compile(r"n\d{8}")
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a preparation leaves.
+
+    Args:
+      name: of the data set, as config.data.name has it.
+      folder: in which it is.
+      classes: their number.
+      examples: split -> number of images.
+      encoded_again, left_out: {'split', 'file', 'why'} of images whose bytes are not the source's, and of broken ones.
+      notes: what a person should know.
+    """
+
+    name: str
+    folder: str
+    classes: int
+    examples: dict[str, int]
+    encoded_again: list[dict[str, str]]
+    left_out: list[dict[str, str]]
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to prepare: by how many processes, 0: this one; whether broken images stop it and MD5 sums are compared."""
+
+    workers: int = 0
+    strict: bool = False
+    checksums: bool = True
+
+
+def prepare_imagenet(
+    published: Published, source: epath.PathLike, out: epath.PathLike, settings: Settings = Settings()
+) -> Prepared:
+    """Prepares ImageNet or ImageNet-21k of a folder with its tars, or with the unpacked splits.
+
+    Classes are folders or tars named by a WordNet id, at any depth; validation images may lie flat.
+
+    Args:
+      published: what `source` is compared with.
+      source: the folder.
+      out: a folder, local or gs://; the data set gets one of its own below.
+      settings: how.
+
+    Raises:
+      UserError: no such source; other checksums, classes or numbers than the published; a broken image where strict.
+      Unavailable: another process prepares there; a worker was killed.
+    """
+    root = _source(source)
+    places = {split: _find(root, known) for split, known in published.places.items()}
+    if published.exact and (missing := [split for split, place in places.items() if place is None]):
+        names = "; ".join(f"{split}: {' or '.join(published.places[split])}" for split in missing)
+        raise UserError(f"'{root}' lacks a part of {published.name}: {names}")
+    there = {split: place for split, place in places.items() if place is not None}
+    if "" in there.values():  # classes lie in the folder itself
+        there = {"train": ""}
+
+    def rows() -> dict[str, list[Row]]:
+        return {split: _imagenet_rows(root, place, split, published) for split, place in there.items()}
+
+    folder = epath.Path(out) / published.name / published.version
+    return _prepare(published, root, folder, list(there.values()), rows, settings)
+
+
+def prepare_folder(
+    source: epath.PathLike, out: epath.PathLike, name: str = "", settings: Settings = Settings()
+) -> Prepared:
+    """Prepares `SOURCE/SPLIT/CLASS/*`, or `SOURCE/CLASS/*` as the split 'train'; a class may be a tar, too.
+
+    Args and raises as `prepare_imagenet`; `name` is that of the new data set, by default the folder's.
+    """
+    import tensorflow_datasets as tfds
+
+    root = _source(source)
+    name = name or re.sub(r"\W+", "_", root.resolve().name).strip("_").lower()
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"'{name}' cannot be the name of a data set; --name=... takes a-z, 0-9 and _")
+    if name in tfds.list_builders(with_community_datasets=False):
+        raise UserError(f"'{name}' is a data set of TFDS; --name=... gives this one another name")
+    places = _folder_splits(root)
+
+    def rows() -> dict[str, list[Row]]:
+        found: dict[str, list[Row]] = {}
+        for split, place in places.items():
+            for entry in find_images(root, place):
+                inside = entry.name.removeprefix(f"{place}/" if place else "")
+                if "/" in inside:
+                    found.setdefault(split, []).append((inside, inside.partition("/")[0], entry))
+        return found
+
+    unknown = Published(name, "1.0.0", {}, {}, {}, exact=False)
+    return _prepare(unknown, root, epath.Path(out) / name / "1.0.0", list(places.values()), rows, settings)
+
+
+def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepared:
+    """Downloads and prepares a data set as TFDS does it, in files with random access.
+
+    Args:
+      name: TFDS'.
+      out: a folder, local or gs://; for the latter all of it is first written to a temporary one.
+      source: the folder with what has to be downloaded by hand, for data sets that want it.
+
+    Raises:
+      UserError: an unknown name, or a missing manual download.
+      Unavailable: it cannot be downloaded.
+    """
+    import tensorflow_datasets as tfds
+
+    with contextlib.ExitStack() as stack:
+        remote = "://" in str(out)
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if remote else os.path.abspath(out)
+        config = tfds.download.DownloadConfig(manual_dir=source or None, try_download_gcs=False)
+        try:
+            builder = tfds.builder(name, data_dir=folder, file_format="array_record", try_gcs=False)
+            final = epath.Path(out) / os.path.relpath(builder.data_dir, folder)
+            if not (final / INFO).exists():
+                builder.download_and_prepare(download_config=config)
+        except tfds.core.registered.DatasetNotFoundError:
+            raise UserError(
+                f"'{name}' is neither imagenet, imagenet21k, folder nor a data set of TFDS; "
+                "'effv2 data prepare folder --source=DIR' takes any folder of images"
+            ) from None
+        except AssertionError as error:  # so TFDS tells of files that have to be there
+            raise UserError(
+                f"TFDS cannot prepare '{name}': {_one_line(error)}; --source=DIR names their folder"
+            ) from None
+        except (OSError, tfds.download.DownloadError) as error:
+            if takes_no_writing(error):
+                raise UserError(f"'{folder}' cannot be written: {_one_line(error)}") from None
+            raise Unavailable(f"TFDS cannot prepare '{name}' now: {_one_line(error)}") from None
+        if remote and not (final / INFO).exists():
+            # The file that makes it a data set comes last.
+            for path in sorted(Path(builder.data_dir).iterdir(), key=lambda path: path.name == INFO):
+                put(final / path.name, path.read_bytes())
+    info = tfds.builder_from_directory(str(final)).info
+    _, label = info.supervised_keys or ("", "label")
+    classes = info.features[label].num_classes if label in info.features else 0
+    examples = {split: part.num_examples for split, part in info.splits.items()}
+    return Prepared(name, str(final), classes, examples, [], [], [])
+
+
+def _prepare(
+    published: Published,
+    root: epath.Path,
+    folder: epath.Path,
+    places: list[str],
+    find_rows: Callable[[], dict[str, list[Row]]],
+    settings: Settings,
+) -> Prepared:
+    """Index, numbers, shards, metadata; each is passed over where an earlier start has done it."""
+    with _exclusive(folder):
+        if (folder / INFO).exists():
+            return _report(folder)
+        tars = find_tars(root, places)
+        if settings.checksums:
+            check_md5(tars, published.md5, folder / RECORDS / "md5.json")
+        index, stamp = folder / RECORDS / INDEX, stamp_of(root, tars) if tars else ""
+        found = load_index(index, stamp) if tars else None
+        if found is None:
+            print(f"looking for images in {root}", file=sys.stderr)
+            found = make_listings(root, _not_empty(root, find_rows()), published.class_names)
+            if tars:
+                save_index(index, stamp, *found)
+        classes, listings = found
+        notes = check_numbers(published, root, len(classes), listings)
+        shards = {
+            split: make_shards(folder, published.name, split, listing, settings.strict)
+            for split, listing in listings.items()
+        }
+        records = _write_shards(shards, settings.workers)
+        examples = {split: sum(record["examples"] for record in part) for split, part in records.items()}
+        again, left_out = (_told(records, what) for what in ("encoded_again", "left_out"))
+        prepared = Prepared(published.name, str(folder), len(classes), examples, again, left_out, notes)
+        report = {name: value for name, value in dataclasses.asdict(prepared).items() if name != "folder"}
+        put(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+        _write_metadata(published, folder, classes, records)
+        return prepared
+
+
+def _write_shards(shards: dict[str, list[Shard]], workers: int) -> dict[str, list[dict[str, Any]]]:
+    """The records of all shards, those that were written before included."""
+    everything = [shard for part in shards.values() for shard in part]
+    records = {shard.name: record for shard in everything if (record := finished(shard)) is not None}
+    left = [shard for shard in everything if shard.name not in records]
+    if records:
+        print(f"{len(records)} of {len(everything)} shards are there already", file=sys.stderr)
+    with bar("writing", sum(len(shard.listing) for shard in left)) as advance:
+
+        def done(shard: Shard, record: dict[str, Any]) -> None:
+            records[shard.name] = record
+            advance(len(shard.listing))
+
+        write_shards(left, workers, done)
+    return {split: [records[shard.name] for shard in part] for split, part in shards.items()}
+
+
+def _told(records: dict[str, list[dict[str, Any]]], what: str) -> list[dict[str, str]]:
+    return [{"split": split} | image for split, part in records.items() for record in part for image in record[what]]
+
+
+def _write_metadata(
+    published: Published, folder: epath.Path, classes: Sequence[str], records: dict[str, list[dict[str, Any]]]
+) -> None:
+    """TFDS' own files; the one that makes the folder a data set comes last."""
+    import tensorflow_datasets as tfds
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=published.name, filetype_suffix="array_record"
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[record["examples"] for record in part],
+            num_bytes=sum(record["bytes"] for record in part),
+            filename_template=template.replace(split=split),
+        )
+        for split, part in records.items()
+    ]
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=published.name, version=published.version, data_dir=str(folder), module_name=""
+    )
+    features = {
+        "image": tfds.features.Image(encoding_format="jpeg" if published.class_names else None),
+        "label": tfds.features.ClassLabel(names=list(classes)),
+        "file_name": tfds.features.Text(),
+    }
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+    )
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    with tempfile.TemporaryDirectory() as temporary:
+        info.write_to_directory(temporary)
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == INFO):
+            put(folder / path.name, path.read_bytes())
+
+
+@contextlib.contextmanager
+def _exclusive(folder: epath.Path) -> Iterator[None]:
+    """Holds the folder of a data set, and leaves nothing in it that a finished one does not need."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder))
+        except Unavailable:
+            raise Unavailable(f"another process prepares '{folder}', which '{LOCK_FILE}' there names") from None
+        for left in folder.iterdir():
+            if left.name.endswith(".part"):
+                left.unlink(missing_ok=True)
+        yield
+    if (folder / INFO).exists():
+        if (folder / RECORDS).exists():
+            (folder / RECORDS).rmtree()
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
+def _report(folder: epath.Path) -> Prepared:
+    if not (folder / REPORT).exists():
+        raise UserError(f"'{folder}' holds a data set that this command did not make; take another --out")
+    report = json.loads((folder / REPORT).read_text())
+    return Prepared(
+        **report
+        | {
+            "folder": str(folder),
+            "notes": ["it was prepared before; to prepare it anew, delete the folder", *report["notes"]],
+        }
+    )
+
+
+def _source(source: epath.PathLike) -> epath.Path:
+    root = epath.Path(source)
+    if not str(source) or not root.is_dir():
+        raise UserError(f"--source='{source}' is no folder")
+    packed = sorted(path.name for path in root.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.xz", ".zip")))
+    if packed:
+        raise UserError(
+            f"'{root / packed[0]}' is compressed, and images are read one by one from a tar: unpack it, and move it "
+            "out of the folder"
+        )
+    return root
+
+
+def _find(root: epath.Path, places: tuple[str, ...]) -> str | None:
+    return next((place for place in places if (root / place).exists()), None)
+
+
+def _folder_splits(root: epath.Path) -> dict[str, str]:
+    """Split -> its folder: those below `root` with the name of a split and folders or tars in them, or all of it."""
+    found: dict[str, str] = {}
+    for child in sorted(root.iterdir()):
+        split = SPLITS.get(child.name.lower())
+        if split and child.is_dir() and any(path.suffix == ".tar" or path.is_dir() for path in child.iterdir()):
+            if split in found:
+                raise UserError(f"'{root}' has both '{found[split]}' and '{child.name}' for the split {split}")
+            found[split] = child.name
+    return found or {"train": ""}
+
+
+def _not_empty(root: epath.Path, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    if empty := [split for split, part in rows.items() if not part]:
+        raise UserError(f"'{root}' has no images ({', '.join(EXTENSIONS)}) of {' and '.join(empty)}")
+    if not rows:
+        raise UserError(f"'{root}' has no images ({', '.join(EXTENSIONS)}) in folders of their classes")
+    return rows
+
+
+def _imagenet_rows(root: epath.Path, place: str, split: str, published: Published) -> list[Row]:
+    """An image's name is that of its file; its class the nearest folder or tar named by a WordNet id."""
+    rows, strange, known = [], Counter[str](), frozenset(published.class_names)
+    for entry in find_images(root, place):
+        *parents, name = entry.name.split("/")
+        synset = next((part for part in reversed(parents) if _SYNSET.fullmatch(part)), "")
+        if not synset and (found := _VALIDATION.fullmatch(name)):
+            number = int(found[1])
+            if 1 <= number <= len(published.validation_labels):
+                synset = published.validation_labels[number - 1]
+        if synset and (not known or synset in known):
+            rows.append((name, synset, entry))
+        else:
+            strange[entry.name if not synset else "/".join(parents)] += 1
+    if strange:
+        raise UserError(
+            f"'{root / place}' holds {sum(strange.values())} images of {split} that are of no class of "
+            f"{published.name}: {some(sorted(strange))}"
+        )
+    return rows
+
+
+def describe(prepared: Prepared, out: epath.PathLike) -> str:
+    """What a person reads when it is done: what was made, what is not as it was, and how to name it in a config."""
+    images = ", ".join(f"{count:,} images of {split}" for split, count in prepared.examples.items())
+    lines = [f"{prepared.folder}: {images}, {prepared.classes:,} classes", *prepared.notes]
+    for what, images_told in (("encoded again", prepared.encoded_again), ("left out", prepared.left_out)):
+        lines += [f"{what}: {image['file']} of {image['split']}, {image['why']}" for image in images_told[:TOLD]]
+        if len(images_told) > TOLD:
+            lines.append(f"{what}: {len(images_told) - TOLD} more; {REPORT} has all")
+    name = f"--config.data.source=tfds --config.data.name={prepared.name} --config.data.data_dir={out}"
+    return "\n".join([*lines, f"in a config: {name}"])
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + " ..."
