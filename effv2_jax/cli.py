@@ -201,6 +201,18 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--strict", action="store_true", help="stop at a broken image instead of leaving it out")
     prepare.add_argument("--skip_checksums", action="store_true", help="take ImageNet's tars as they are")
 
+    check = verb(
+        "check", verbs.data_check, "count, measure, find what is broken or in two splits, show stages", of=kinds
+    )
+    check.add_argument("name", nargs="?", default="", metavar="NAME|DIR", help="of TFDS, or a folder of images")
+    check.add_argument("--data_dir", default="", metavar="DIR", help="where the data set of that NAME is")
+    check.add_argument("--config", default="", metavar="FILE[:ARGUMENT]", help="its two splits; NAME|DIR replaces its")
+    check.add_argument("--picture", default="", metavar="FILE.png", help="draw what its stages make of some photos")
+    check.add_argument("--photos", type=_count, default=8, metavar="N", help="in a row of the picture")
+    check.add_argument("--small", type=_count, default=128, metavar="PIXELS", help="count images with a side below")
+    check.add_argument("--near", type=int, default=10, metavar="BITS", help="of 128 that near duplicates differ in")
+    check.add_argument("--json", action="store_true", help="print JSON")
+
     predict = verb("predict", verbs.predict, "name what is on images")
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-", help="-: an image or paths on standard input")
     predict.add_argument("--weights", required=True, metavar="PATH", help="of any format that convert reads, or a run")

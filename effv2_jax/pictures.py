@@ -1,7 +1,9 @@
 """Pictures of a curriculum and of a run."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from effv2_jax.curriculum import Curriculum
@@ -62,6 +64,20 @@ def draw_metrics(workdir: epath.Path) -> epath.Path:
     path = workdir / PICTURE_FILE
     _save(figure, path)
     return path
+
+
+def draw_rows(rows: Sequence[tuple[str, np.ndarray]], path: epath.PathLike) -> None:
+    """Draws rows of a title and pictures, uint8 [N, S, S, 3], all of one width whatever their sizes, pixel by pixel."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(pictures) for _, pictures in rows)
+    figure = Figure(figsize=(1.5 * columns, 1.8 * len(rows)), layout="constrained")
+    for part, (title, pictures) in zip(figure.subfigures(len(rows), 1, squeeze=False).flat, rows, strict=True):
+        part.suptitle(title, fontsize=10)
+        for axes, picture in zip(part.subplots(1, columns, squeeze=False).flat, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_axis_off()
+    _save(figure, epath.Path(path))
 
 
 def _save(figure: Any, path: epath.Path) -> None:

@@ -177,6 +177,58 @@ def data_prepare(args: argparse.Namespace) -> None:
     print(prepare.describe(result, args.out))
 
 
+def data_check(args: argparse.Namespace) -> None:
+    from effv2_jax import tables
+    from effv2_jax.data.check import check, check_tables
+
+    if not args.name and not args.config:
+        raise UserError("effv2 data check needs the name of a data set, a folder, or --config=FILE")
+    if args.picture and not args.config:
+        raise UserError("--picture shows the stages of a curriculum: --config=FILE has them")
+    if args.picture and not args.picture.endswith(".png"):
+        raise UserError(f"--picture needs a name that ends in .png, not '{args.picture}'")
+    if not 0 <= args.near <= 128:
+        raise UserError(f"--near={args.near} must be between 0 and 128")
+    sources = _sources_to_check(args)
+    if args.picture:
+        from effv2_jax.augmented import stage_rows
+        from effv2_jax.curriculum import make_curriculum
+        from effv2_jax.pictures import draw_rows
+
+        train = sources[args.config.data.train_split]
+        rows = stage_rows(args.config, make_curriculum(args.config, len(train)), train, args.photos)
+        draw_rows([(row.title, row.images) for row in rows], args.picture)
+    results = check(sources, args.small, args.near)
+    print(json.dumps(results, indent=1) if args.json else tables.to_text(check_tables(results)), end="")
+    if unreadable := sum(len(split["broken"]) for split in results["splits"].values()):
+        print(f"effv2: {unreadable} images could not be read", file=sys.stderr)
+        sys.exit(EXIT_UNREADABLE)
+
+
+def _sources_to_check(args: argparse.Namespace) -> dict[str, Any]:
+    """The sources by the names of their splits."""
+    from etils import epath
+
+    is_folder = bool(args.name) and epath.Path(args.name).is_dir()
+    if args.config:
+        from effv2_jax.data.sources import make_sources
+
+        data = args.config.data
+        if args.name:
+            data.name, data.source = args.name, "folder" if is_folder else "tfds"
+        if args.data_dir:
+            data.data_dir = args.data_dir
+        sources = make_sources(args.config)
+        return {data.train_split: sources.train, data.evaluation_split: sources.evaluation}
+    if is_folder:
+        from effv2_jax.data.folder import all_splits
+
+        return dict(all_splits(args.name))
+    from effv2_jax.data import tfds_source
+
+    return dict(tfds_source.all_splits(args.name, args.data_dir))
+
+
 def _log(line: str) -> None:
     sys.stderr.write(f"{line}\n")  # at once: print writes the end of a line apart, and several threads log
     sys.stderr.flush()

@@ -91,6 +91,27 @@ def folder_sources(config: ConfigDict) -> Sources:
     return Sources(*map(_source, roots, images))
 
 
+def split_folders(root: epath.Path) -> list[str]:
+    """The subfolders with the name of a split, as SPLIT_ALIASES has them, and folders or tars in them."""
+    known = {name for names in SPLIT_ALIASES.values() for name in names}
+    return [
+        name
+        for name in _subfolders(root)
+        if name.lower() in known and any(path.suffix == ".tar" or path.is_dir() for path in (root / name).iterdir())
+    ]
+
+
+def all_splits(root: epath.PathLike) -> dict[str, Folder]:
+    """Every split of a folder, to look at; 'images' where it holds the classes themselves.
+
+    Raises:
+      UserError: no folders of classes, or an empty one.
+    """
+    root = epath.Path(root)
+    splits = {name: root / name for name in split_folders(root)} or {"images": root}
+    return {name: _source(path, _list_images(path, _subfolders(path))) for name, path in splits.items()}
+
+
 def _missing_split(root: epath.Path, splits: list[str], field: str, data: ConfigDict) -> str:
     aliases = SPLIT_ALIASES[field]
     close = [name for name in splits if name.lower() in aliases]

@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from effv2_jax.bars import bar
-from effv2_jax.data.folder import EXTENSIONS
+from effv2_jax.data.folder import EXTENSIONS, split_folders
 from effv2_jax.data.listing import (
     Row,
     find_images,
@@ -40,15 +40,7 @@ REPORT = "prepare_report.json"
 INFO = "dataset_info.json"  # TFDS takes a folder with it for a prepared data set
 INDEX = "index.npz"
 TOLD = 30  # images that are named on the terminal; ImageNet has 23 that are encoded again
-SPLITS = {  # what folders of splits are called -> the split
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-    "testing": "test",
-}
+SPLITS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}  # folder -> our name
 _SYNSET = re.compile(r"n\d{8}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -341,12 +333,11 @@ def _find(root: epath.Path, places: tuple[str, ...]) -> str | None:
 def _folder_splits(root: epath.Path) -> dict[str, str]:
     """Split -> its folder: those below `root` with the name of a split and folders or tars in them, or all of it."""
     found: dict[str, str] = {}
-    for child in sorted(root.iterdir()):
-        split = SPLITS.get(child.name.lower())
-        if split and child.is_dir() and any(path.suffix == ".tar" or path.is_dir() for path in child.iterdir()):
-            if split in found:
-                raise UserError(f"'{root}' has both '{found[split]}' and '{child.name}' for the split {split}")
-            found[split] = child.name
+    for place in split_folders(root):
+        split = SPLITS.get(place.lower(), place.lower())
+        if split in found:
+            raise UserError(f"'{root}' has both '{found[split]}' and '{place}' for the split {split}")
+        found[split] = place
     return found or {"train": ""}
 
 

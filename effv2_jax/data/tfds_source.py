@@ -63,45 +63,76 @@ def tfds_sources(config: ConfigDict) -> Sources:
       UserError: an unknown name, a data set that is not prepared, an unknown or empty split, no image and class label
         in it, or a split whose first record has no label.
     """
-    import tensorflow_datasets as tfds
-
     data = config.data
-    builder = _open(data.name, data.data_dir)
-    info = builder.info
-    image_key, label_key = _keys(info.supervised_keys)
-    features = info.features
-    if not _is_image(features, image_key) or not _is_label(features, label_key):
-        raise UserError(
-            f"the data set '{data.name}' has no 8-bit image '{image_key}' with a class label '{label_key}'; "
-            f"its features are {', '.join(sorted(features))}"
-        )
-    # Of a record only these two are read: others may be images too, and decoding them would take as long.
-    used = tfds.features.FeaturesDict({key: features[key] for key in (image_key, label_key)})
+    data_set = _DataSet(data.name, data.data_dir)
+    sources = []
+    for field in ("train_split", "evaluation_split"):
+        source = data_set.split(data[field], f" (config.data.{field})")
+        with contextlib.suppress(BrokenImage):
+            source.load(0)  # a split without labels is found before training
+        sources.append(source)
+    return Sources(*sources)
 
-    def split(field: str) -> TfdsSplit:
-        name = data[field]
+
+def all_splits(name: str, data_dir: str) -> dict[str, TfdsSplit]:
+    """Every split with labels of a prepared data set, to look at.
+
+    Raises:
+      UserError: as `tfds_sources`.
+    """
+    data_set = _DataSet(name, data_dir)
+    found = {}
+    for split in data_set.builder.info.splits:
+        source = data_set.split(split)
+        with contextlib.suppress(UserError):
+            with contextlib.suppress(BrokenImage):
+                source.load(0)
+            found[split] = source
+    return found
+
+
+class _DataSet:
+    """A prepared data set of images with labels."""
+
+    def __init__(self, name: str, data_dir: str):
+        import tensorflow_datasets as tfds
+
+        self.name = name
+        self.builder = _open(name, data_dir)
+        info = self.builder.info
+        image_key, label_key = _keys(info.supervised_keys)
+        features = info.features
+        if not _is_image(features, image_key) or not _is_label(features, label_key):
+            raise UserError(
+                f"the data set '{name}' has no 8-bit image '{image_key}' with a class label '{label_key}'; "
+                f"its features are {', '.join(sorted(features))}"
+            )
+        self._keys = image_key, label_key
+        # Of a record only these two are read: others may be images too, and decoding them would take as long.
+        self._used = tfds.features.FeaturesDict({key: features[key] for key in self._keys})
+
+    def split(self, split: str, where: str = "") -> TfdsSplit:
+        import tensorflow_datasets as tfds
+
+        info = self.builder.info
         try:
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
-            records = builder.as_data_source(split=name, deserialize_method=raw)
+            records = self.builder.as_data_source(split=split, deserialize_method=raw)
         except NotImplementedError:
+            directory = self.builder.data_dir
             raise UserError(
-                f"the data set '{data.name}' in {builder.data_dir} is in {info.file_format.value} files, which have no "
-                f"random access; `tfds convert_format --dataset_version_dir={builder.data_dir} "
+                f"the data set '{self.name}' in {directory} is in {info.file_format.value} files, which have no "
+                f"random access; `tfds convert_format --dataset_version_dir={directory} "
                 "--out_file_format=array_record` converts them (it needs apache-beam)"
             ) from None
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
-                f"the data set '{data.name}' has no split '{name}' (config.data.{field}); "
-                f"it has {', '.join(info.splits)}: {_one_line(error)}"
+                f"the data set '{self.name}' has no split '{split}'{where}; it has {', '.join(info.splits)}: "
+                f"{_one_line(error)}"
             ) from None
         if not len(records):
-            raise UserError(f"the split '{name}' of '{data.name}' (config.data.{field}) is empty")
-        source = TfdsSplit(records, used, image_key, label_key, f"{info.full_name} {name}")
-        with contextlib.suppress(BrokenImage):
-            source.load(0)  # a split without labels is found before training
-        return source
-
-    return Sources(split("train_split"), split("evaluation_split"))
+            raise UserError(f"the split '{split}' of '{self.name}'{where} is empty")
+        return TfdsSplit(records, self._used, *self._keys, f"{info.full_name} {split}")
 
 
 def _open(name: str, data_dir: str) -> Any:
@@ -129,11 +160,11 @@ def _open(name: str, data_dir: str) -> Any:
             ) from None
         raise UserError(f"TFDS cannot open '{name}' (config.data.name): {_one_line(error)}") from None
     if not builder.info.splits:
-        directory = f", data_dir='{data_dir}'" if data_dir else ""
+        out = f" --out={data_dir}" if data_dir else " --out=DIR"
+        kind = {"imagenet2012": "imagenet --source=TARS"}.get(name, name)
         raise UserError(
             f"the data set '{name}' is not prepared in {builder.data_dir}; name its place by "
-            '--config.data.data_dir=..., or make it: python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder('{name}'{directory}, file_format='array_record').download_and_prepare()\""
+            f"--config.data.data_dir=..., or make it: effv2 data prepare {kind}{out}"
         )
     return builder
 

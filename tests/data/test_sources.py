@@ -212,7 +212,7 @@ def test_several_labels_an_example(tmp_path):
     ("fields", "message"),
     [
         ({"name": "imagnet2012"}, r"TFDS has no data set 'imagnet2012' .*did you mean 'imagenet2012'"),
-        ({"name": "mnist"}, r"'mnist' is not prepared in .*data_dir=.*download_and_prepare\(\)"),
+        ({"name": "mnist"}, r"'mnist' is not prepared in .*data_dir=.*effv2 data prepare mnist --out="),
         ({"evaluation_split": "test"}, r"no split 'test' \(config\.data\.evaluation_split\); it has train, validation"),
         ({"train_split": "train[8:]"}, r"split 'train\[8:\]'.* \(config\.data\.train_split\)"),
     ],
