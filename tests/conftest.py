@@ -34,6 +34,22 @@ def effv2(capsys, monkeypatch):
     return call
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch) -> Path:
+    """The folder in which what is written to gs:// lies."""
+    from bucket import Bucket
+    from etils.epath import backend, gpath
+
+    from effv2_jax import lock
+
+    stored = Bucket(tmp_path / "stored")
+    monkeypatch.setattr(backend, "tf_backend", stored)
+    monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset([stored]))
+    monkeypatch.setattr(gpath, "_is_zonal_gcs_bucket", lambda bucket: False)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
+    return tmp_path / "stored"
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos and weights (EFFV2_TEST_DATA, or `shared/data` beside the checkout)."""

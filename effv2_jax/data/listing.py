@@ -57,13 +57,19 @@ def find_images(root: epath.Path, place: str = "") -> Iterator[Entry]:
 
 
 def find_tars(root: epath.Path, places: Iterable[str]) -> list[epath.Path]:
-    """The tars among `root / place` and right below them, sorted."""
+    """The tars among `root / place` and right below them, sorted; raises UserError where one is not local."""
     paths = [root / place for place in places]
     found = [path for path in paths if path.suffix.lower() == ".tar"]
     for path in paths:
         if path.suffix.lower() != ".tar":
             found += [child for child in path.iterdir() if child.suffix.lower() == ".tar"]
-    return sorted(found)
+    return sorted(epath.Path(_local(path)) for path in found)
+
+
+def _local(path: epath.Path) -> str:
+    if "://" in str(path):
+        raise UserError(f"'{path}' is a tar that is not local; copy it to a local disk, where its parts can be read")
+    return str(path)
 
 
 def _is_image(name: str) -> bool:

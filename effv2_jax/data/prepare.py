@@ -284,7 +284,7 @@ def _write_metadata(
 
 @contextlib.contextmanager
 def _exclusive(folder: epath.Path) -> Iterator[None]:
-    """Holds the folder of a data set, and leaves nothing in it that a finished one does not need."""
+    """Holds the folder of a data set; leaves in it what a finished one needs, or an unfinished one to go on."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder))
@@ -293,11 +293,15 @@ def _exclusive(folder: epath.Path) -> Iterator[None]:
         for left in folder.iterdir():
             if left.name.endswith(".part"):
                 left.unlink(missing_ok=True)
-        yield
-    if (folder / INFO).exists():
-        if (folder / RECORDS).exists():
-            (folder / RECORDS).rmtree()
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            if (folder / INFO).exists() and (folder / RECORDS).exists():
+                (folder / RECORDS).rmtree()
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            for empty in (folder, folder.parent):
+                if empty.exists() and not any(empty.iterdir()):
+                    empty.rmdir()
 
 
 def _report(folder: epath.Path) -> Prepared:
