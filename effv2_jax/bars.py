@@ -5,36 +5,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from rich import progress
+from rich.console import Console
+from rich.text import Text
+
 EVERY = 30.0  # seconds between two lines where there is no terminal
 
 
 @contextlib.contextmanager
 def bar(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """Gives a function that takes how many more of `total` are done; `unit='bytes'` counts in bytes."""
+    """Gives a function that takes how many more of `total` are done; a `unit` of 'bytes' is shown in GB."""
     if not sys.stderr.isatty():
         yield _lines(what, total, unit)
         return
-    from rich import progress
-    from rich.console import Console
-
-    counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()] if unit == "bytes" else _Rate.columns(unit)
+    counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    if unit != "bytes":
+        counts = [progress.MofNCompleteColumn(), _Speed()]
     columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), *counts, progress.TimeRemainingColumn()]
     with progress.Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(what, total=total)
         yield lambda count: shown.advance(task, count)
 
 
-class _Rate:
-    @staticmethod
-    def columns(unit: str) -> list:
-        from rich import progress
-        from rich.text import Text
-
-        class Rate(progress.ProgressColumn):
-            def render(self, task: progress.Task) -> Text:
-                return Text(f"{task.speed or 0:.0f} {unit}/s")
-
-        return [progress.MofNCompleteColumn(), Rate()]
+class _Speed(progress.ProgressColumn):
+    def render(self, task: progress.Task) -> Text:
+        return Text(f"{task.speed or 0:.0f}/s")
 
 
 def _lines(what: str, total: int, unit: str) -> Callable[[int], None]:
@@ -47,7 +42,7 @@ def _lines(what: str, total: int, unit: str) -> Callable[[int], None]:
         now = time.perf_counter()
         if now - said > EVERY:
             said = now
-            to_go = (total - done) * (now - start) / max(done, 1)
-            print(f"{what}: {done / max(total, 1):.1%} of {total:,} {unit}, {to_go:.0f} s to go", file=sys.stderr)
+            to_go = (total - done) * (now - start) / done
+            print(f"{what}: {done / total:.1%} of {total:,} {unit}, {to_go:.0f} s to go", file=sys.stderr, flush=True)
 
     return advance

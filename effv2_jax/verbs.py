@@ -159,6 +159,7 @@ def bench_parity(args: argparse.Namespace) -> None:
 
 def data_prepare(args: argparse.Namespace) -> None:
     from effv2_jax.data import prepare
+    from effv2_jax.data.pipeline import cores
     from effv2_jax.data.published import imagenet, imagenet21k
 
     published = {"imagenet": imagenet, "imagenet2012": imagenet, "imagenet21k": imagenet21k}.get(args.kind)
@@ -166,8 +167,7 @@ def data_prepare(args: argparse.Namespace) -> None:
         raise UserError(f"--name is for a folder; '{args.kind}' has a name")
     if not args.source and (published or args.kind == "folder"):
         raise UserError(f"'effv2 data prepare {args.kind}' needs --source=DIR with its tars or images")
-    workers = args.workers or len(os.sched_getaffinity(0))
-    settings = prepare.Settings(workers, args.strict, not args.skip_checksums)
+    settings = prepare.Settings(args.workers or cores(), args.strict, not args.skip_checksums)
     if published:
         result = prepare.prepare_imagenet(published(), args.source, args.out, settings)
     elif args.kind == "folder":

@@ -89,6 +89,8 @@ def test_the_effv2_commands_run(tmp_path):
                 continue
             words += [*SMALL, "--config.data.num_examples=1000", "--config.global_batch_size=64"]
             words += ["--config.evaluation.batch_size=64"]
+        elif "prepare" in words and "folder" not in words:  # covered by tests/data/test_prepare.py
+            words = [*words[:3], "folder", "--source=PHOTOS", "--out=TFDS", f"--name=small_{words[3]}"]
         elif "train" in words or "bench" in words:
             if "tfds" in command or ",data=" in command:  # covered with generated data by tests/data/test_sources.py
                 words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]

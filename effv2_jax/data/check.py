@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.text import Text
 from effv2_jax.bars import bar
 from effv2_jax.data.decode import BrokenImage
 from effv2_jax.data.duplicates import BITS, difference_hash, equal_pairs, near_pairs
+from effv2_jax.data.pipeline import cores
 from effv2_jax.data.sources import Source
 from effv2_jax.tables import empty_table
 
@@ -63,8 +63,7 @@ def look(source: Source, what: str) -> Images:
         images.digests[index] = hashlib.sha256(_bytes(picture.data)).digest()[:16]
         images.hashes[index] = difference_hash(pixels)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with bar(what, count) as advance, concurrent.futures.ThreadPoolExecutor(cores) as pool:
+    with bar(what, count) as advance, concurrent.futures.ThreadPoolExecutor(cores()) as pool:
         for start in range(0, count, _BLOCK):
             block = range(start, min(start + _BLOCK, count))
             for _ in pool.map(look_at, block):

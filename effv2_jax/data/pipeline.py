@@ -265,7 +265,7 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
         # Parts of a batch, so that all threads work on the next one, but not single examples: the calling thread
         # pays for each element, at 0.2 ms that is 60 ms for 256.
         # More threads than cores wait for each other: on 2 cores 16 threads are half as fast as 2.
-        num_threads = data.num_threads or _cores()
+        num_threads = data.num_threads or cores()
         part = _part_size(batch_size, num_threads)
         buffer = ahead * (batch_size // part)
         options = grain.ReadOptions(num_threads=min(num_threads, buffer), prefetch_buffer_size=buffer)
@@ -313,7 +313,7 @@ def _ignore_signals(worker_index: int, worker_count: int) -> None:
         signal.signal(name, signal.SIG_IGN)
 
 
-def _cores() -> int:
+def cores() -> int:
     """That this process may use; Linux knows of less than all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

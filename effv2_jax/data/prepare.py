@@ -152,6 +152,7 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
       Unavailable: it cannot be downloaded.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     with contextlib.ExitStack() as stack:
         remote = "://" in str(out)
@@ -171,6 +172,8 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
             raise UserError(
                 f"TFDS cannot prepare '{name}': {_one_line(error)}; --source=DIR names their folder"
             ) from None
+        except (ImportError, NonMatchingChecksumError) as error:  # a package that only this data set needs
+            raise UserError(f"TFDS cannot prepare '{name}': {_one_line(error)}") from None
         except (OSError, tfds.download.DownloadError) as error:
             if takes_no_writing(error):
                 raise UserError(f"'{folder}' cannot be written: {_one_line(error)}") from None
@@ -215,6 +218,7 @@ def _prepare(
             for split, listing in listings.items()
         }
         records = _write_shards(shards, settings.workers)
+        _remove_others(folder, published.name, {shard.name for part in shards.values() for shard in part})
         examples = {split: sum(record["examples"] for record in part) for split, part in records.items()}
         again, left_out = (_told(records, what) for what in ("encoded_again", "left_out"))
         prepared = Prepared(published.name, str(folder), len(classes), examples, again, left_out, notes)
@@ -239,6 +243,13 @@ def _write_shards(shards: dict[str, list[Shard]], workers: int) -> dict[str, lis
 
         write_shards(left, workers, done)
     return {split: [records[shard.name] for shard in part] for split, part in shards.items()}
+
+
+def _remove_others(folder: epath.Path, name: str, files: set[str]) -> None:
+    """Removes shards of an earlier start whose source held another number of images."""
+    for path in folder.iterdir():
+        if path.name.startswith(f"{name}-") and path.name not in files:
+            path.unlink()
 
 
 def _told(records: dict[str, list[dict[str, Any]]], what: str) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import ilsvrc
+import isolated_work
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -218,6 +219,24 @@ def test_killed_with_its_workers_it_goes_on_to_the_same(tars, tmp_path, monkeypa
     _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
     assert sums(folder) == sums(prepared_folder(tmp_path / "undisturbed"))
+
+
+def test_a_worker_that_is_killed_is_a_sentence(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "write_shard", isolated_work.die)
+    with pytest.raises(Unavailable, match=r"a process that wrote a shard was killed; .*The same command goes on"):
+        prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out", Settings(workers=1))
+
+
+def test_files_of_another_source_do_not_stay(tars, tmp_path, several_shards, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_after(7, patch)
+        patch.setattr(prepare, "_write_metadata", lambda *_: pytest.fail("not interrupted"))
+        patch.setattr(shards, "IMAGES_PER_SHARD", 4)  # as if there were other images
+        with pytest.raises(KeyboardInterrupt):
+            prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out")
+    prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out")
+    prepare_imagenet(ilsvrc.published(), tars, tmp_path / "other")
+    assert sums(prepared_folder(tmp_path / "out")) == sums(prepared_folder(tmp_path / "other"))
 
 
 def test_two_at_once(tars, tmp_path):

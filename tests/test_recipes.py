@@ -1,0 +1,110 @@
+"""A rehearsal of every recipe on TFDS' data: a short stage on generated examples in the true builder's files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from effv2_jax.cli import load_config
+from effv2_jax.data.sources import make_sources
+from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+# Number of examples in each split: what the recipes' splits by index leave of them is 32 or more.
+SPLITS = {
+    "imagenet2012": {"train": 25_021 + 64, "validation": 40},
+    "cifar10": {"train": 64, "test": 40},
+    "cifar100": {"train": 64, "test": 40},
+    "oxford_flowers102": {"train": 32, "validation": 32, "test": 40},
+    "cars196": {"train": 64, "test": 40},
+}
+RECIPES = {
+    **{
+        f"imagenet.py:{variant},recipe={recipe}": "imagenet2012"
+        for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")
+        for recipe in ("paper", "automl")
+    },
+    **{
+        f"finetune.py:s,data={data},recipe={recipe}": name
+        for data, name in (
+            ("cifar10", "cifar10"),
+            ("cifar100", "cifar100"),
+            ("flowers", "oxford_flowers102"),
+            ("cars", "cars196"),
+        )
+        for recipe in ("paper", "automl")
+    },
+}
+SHORT = [
+    "--config.init_from=",
+    "--config.total_steps=2",
+    "--config.log_steps=1",
+    "--config.evaluate_steps=2",
+    "--config.checkpoint_steps=2",
+    "--config.global_batch_size=16",
+    "--config.batch_norm.group_size=8",
+    "--config.schedule.warmup_steps=1",
+    "--config.curriculum.num_stages=1",
+    "--config.evaluation.batch_size=32",
+    "--config.model.blocks=('r1_k3_s2_e1_i8_o8_c1','r1_k3_s2_e2_i8_o16_se0.25')",
+    "--config.model.width=0.25",
+    "--config.data.num_examples=0",
+    "--config.curriculum.image_size=(32,32)",
+    "--config.evaluation.image_size=32",
+]
+
+
+def generated(feature, number):
+    """A value of a feature of TFDS."""
+    if isinstance(feature, tfds.features.Image):
+        height, width = (side or 40 for side in feature.shape[:2])
+        return np.full((height, width, 3), number % 256, np.uint8)
+    if isinstance(feature, tfds.features.ClassLabel):
+        return number % feature.num_classes
+    if isinstance(feature, tfds.features.BBoxFeature):
+        return tfds.features.BBox(0.1, 0.1, 0.9, 0.9)
+    assert isinstance(feature, tfds.features.Text)
+    return f"{number}.jpg"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """All of the data sets, as TFDS' own builders would write them."""
+    folder = tmp_path_factory.mktemp("tfds")
+    for name, splits in SPLITS.items():
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+        features = builder.info.features
+
+        def examples(count, features=features):
+            for number in range(count):
+                yield number, {key: generated(feature, number) for key, feature in features.items()}
+
+        builder._split_generators = lambda *_, splits=splits, examples=examples: {
+            split: examples(count) for split, count in splits.items()
+        }
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_and_evaluates(recipe, data_dir, tmp_path):
+    config = load_config(str(ROOT / "configs" / recipe), [*SHORT, f"--config.data.data_dir={data_dir}"])
+    assert config.data.source == "tfds" and config.data.name == RECIPES[recipe]
+    train(config, str(tmp_path))
+    records = read_metrics(tmp_path / METRICS_FILE)
+    assert [record["step"] for record in records if "train/loss" in record] == [1, 2]
+    assert all(np.isfinite(record["train/loss"]) for record in records if "train/loss" in record)
+    [result] = [record for record in records if "evaluation/raw_top1" in record]
+    assert result["evaluation/raw_count"] == 40
+
+
+@pytest.mark.slow
+def test_minival_and_training_are_all_of_imagenet(data_dir):
+    overrides = ["--config.data.evaluation_split=train[:25021]", f"--config.data.data_dir={data_dir}"]
+    sources = make_sources(
+        load_config(str(ROOT / "configs" / "imagenet.py"), [*overrides, "--config.data.num_examples=64"])
+    )
+    assert (len(sources.train), len(sources.evaluation)) == (64, 25_021)
