@@ -33,7 +33,8 @@ def stage_rows(config: ConfigDict, curriculum: Curriculum, source: Source, count
     device, neighbours with each other; what is shown is the network's input, its normalisation undone.
 
     Raises:
-      UserError: fewer than 4 photos, an odd number with one kind of mixing, or no multiple of 4 with two.
+      UserError: a number of photos that cannot be mixed (one kind wants a multiple of 2, two of 4), or fewer readable
+        ones.
     """
     check_input(config, 1)
     check_known("config.data.normalization", config.data.normalization, NORMALIZATIONS)

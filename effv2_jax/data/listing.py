@@ -38,11 +38,7 @@ def find_images(root: epath.Path, place: str = "") -> Iterator[Entry]:
     """
     path = root / place
     if path.suffix.lower() == ".tar":
-        if "://" in str(path):
-            raise UserError(
-                f"'{path}' is a tar that is not local; copy it to a local disk, where its parts can be read"
-            )
-        for member in tar_members(str(path)):
+        for member in tar_members(_local(path)):
             if _is_image(member.name):
                 yield Entry(f"{place[:-4]}/{member.name}", place, member.offset, member.size)
         return
@@ -124,8 +120,6 @@ class Listing:
 
 
 COLUMNS = ("names", "labels", "places", "offsets", "sizes")
-
-
 Row = tuple[str, str, Entry]  # the image's name, its class, where it is
 Listings = dict[str, Listing]  # of the splits
 

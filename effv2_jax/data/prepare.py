@@ -306,6 +306,10 @@ def _exclusive(folder: epath.Path) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         try:
             yield
+        except Exception as error:  # of ArrayRecord, TensorFlow or Python
+            if isinstance(error, UserError | Unavailable) or not takes_no_writing(error):
+                raise
+            raise UserError(f"the data set in '{folder}' cannot go on: {_one_line(error)}") from None
         finally:
             if (folder / INFO).exists() and (folder / RECORDS).exists():
                 (folder / RECORDS).rmtree()

@@ -25,7 +25,7 @@ class Published:
       name, version: TFDS'.
       places: split -> what it is called in the source, best first.
       md5: of tars by name.
-      examples: number of classes -> split -> images; None: other numbers of classes are taken, too.
+      examples: number of classes -> split -> images, where known; {}: any number of classes will do.
       exact: whether other numbers of images are an error; else they are told.
       class_names: sorted, or () where they are what the source has.
       validation_labels: class names of ILSVRC2012_val_00000001 and so on.
@@ -42,7 +42,7 @@ class Published:
 
 
 def imagenet() -> Published:
-    """ILSVRC 2012; sums as torchvision's `imagenet.py` and PyTorch's users have them, labels from TFDS."""
+    """ILSVRC 2012: sums as torchvision's `datasets/imagenet.py` has them, labels from TFDS."""
     import tensorflow_datasets as tfds
 
     folder = Path(str(tfds.core.tfds_path("datasets/imagenet2012")))

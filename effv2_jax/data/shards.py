@@ -22,7 +22,7 @@ from etils import epath
 from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.listing import Listing
 from effv2_jax.data.publish import Local, put
-from effv2_jax.errors import Unavailable, UserError, takes_no_writing
+from effv2_jax.errors import Unavailable, UserError
 
 RECORDS = "prepare"  # folder of what is known of finished shards, while others are not
 IMAGES_PER_SHARD = 4096  # of ImageNet 0.45 GB: what an interruption loses of each process's work
@@ -76,11 +76,11 @@ def make_shards(folder: epath.Path, data_set: str, split: str, listing: Listing,
 
 
 def finished(shard: Shard) -> dict[str, Any] | None:
-    """What `write_shard` gave when it wrote this very shard, or None where it did not."""
+    """What `write_shard` gave when it wrote this very shard, or None where it did not or would not now."""
     try:
         record = json.loads(shard.record_path.read_text())
         known = record["fingerprint"] == shard.listing.fingerprint
-        if known and _size(shard.path) == record["bytes"]:
+        if known and _size(shard.path) == record["bytes"] and not (shard.strict and record["left_out"]):
             return record
     except (OSError, ValueError, KeyError):
         pass
@@ -98,22 +98,17 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     The last two are lists of {'file', 'why'}.
 
     Raises:
-      UserError: an image is broken and the shard is strict; the source cannot be read; the disk takes no more.
+      UserError: an image is broken and the shard is strict; the source cannot be read.
     """
     from array_record.python import array_record_module
 
     record: dict[str, Any] = {"fingerprint": shard.listing.fingerprint, "encoded_again": [], "left_out": []}
     with Local(shard.path) as path:
-        try:
-            writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-            for row in range(len(shard.listing)):
-                if (example := _example(shard, row, record)) is not None:
-                    writer.write(example)
-            writer.close()
-        except RuntimeError as error:  # that is all that ArrayRecord raises
-            if not takes_no_writing(error):
-                raise
-            raise UserError(f"'{shard.path}' cannot be written: {error}") from None
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for row in range(len(shard.listing)):
+            if (example := _example(shard, row, record)) is not None:
+                writer.write(example)
+        writer.close()
         record["bytes"] = path.stat().st_size
     record["examples"] = len(shard.listing) - len(record["left_out"])
     put(shard.record_path, json.dumps(record).encode())

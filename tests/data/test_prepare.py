@@ -16,6 +16,7 @@ from pathlib import Path
 import ilsvrc
 import isolated_work
 import numpy as np
+import psutil
 import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
@@ -173,6 +174,15 @@ def test_a_rerun_skips_what_is_there_and_gives_the_same(tars, tmp_path, several_
     assert not calls and result.examples["train"] == 23 and "prepared before" in result.notes[0]
 
 
+def test_strict_takes_no_shard_that_lacks_an_image(tars, tmp_path, several_shards, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_after(6, patch)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out")
+    with pytest.raises(UserError, match=rf"'{ilsvrc.BROKEN}' is broken"):
+        prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out", Settings(strict=True))
+
+
 def test_another_source_is_indexed_again(tars, tmp_path, several_shards, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
@@ -197,6 +207,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_with_its_workers_it_goes_on_to_the_same(tars, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 1)
     prepare_imagenet(ilsvrc.published(), tars, tmp_path / "undisturbed")
@@ -213,8 +224,11 @@ def test_killed_with_its_workers_it_goes_on_to_the_same(tars, tmp_path, monkeypa
     end = time.monotonic() + 60
     while not list(folder.glob("imagenet2012-*")) and first.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
+    workers = psutil.Process(first.pid).children(recursive=True)
+    assert workers, "it was done before it could be killed"
     first.send_signal(signal.SIGKILL)
     first.communicate()
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     second = start(3)
     _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
@@ -568,7 +582,7 @@ def test_a_full_disk_is_a_sentence(tars, tmp_path, monkeypatch):
             raise RuntimeError("write() failed: No space left on device")
 
     monkeypatch.setattr(array_record_module, "ArrayRecordWriter", Full)
-    with pytest.raises(UserError, match=r"array_record-00000-of-00001' cannot be written: .*No space left"):
+    with pytest.raises(UserError, match=r"the data set in '.*5\.1\.0' cannot go on: .*No space left"):
         prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out")
 
 
