@@ -14,9 +14,10 @@ on 32 TPUv3 cores (paper, Table 7):
     top-1     84.9   86.2   86.8   87.3
     hours     9.0    15     26     45
 
-The data are a TFDS data set `imagenet21k` with the splits `train` and `validation`, of which the paper draws the second
-at random: 100,000 images. Its number of training examples depends on the release; to plan, name it:
-`--config.data.num_examples=12720275` is that of the released code.
+The data are what `effv2 data prepare imagenet21k` makes. As in the paper 100,000 random images are held out: the first
+ones, as the prepared order is random. How many are left depends on the release; to plan, name it:
+`--config.data.num_examples=12720275` is that of the released code. Of the processed release (11,221 classes) the
+evaluation split is `--config.data.train_split=train --config.data.evaluation_split=validation`.
 
 `runlocal` runs the same code for 8 steps on the digits with a thin network.
 """
@@ -26,6 +27,7 @@ from effv2_jax.config import defaults, duration, parse_argument
 from effv2_jax.errors import check_known
 from effv2_jax.recipes import shrink
 
+HELD_OUT = 100_000
 VARIANTS = tuple(name.partition("-")[2] for name in names() if name.startswith("efficientnetv2-"))
 
 
@@ -47,6 +49,8 @@ def get_config(argument=None):
 
     config.data.source = "tfds"
     config.data.name = "imagenet21k"
+    config.data.train_split = f"train[{HELD_OUT}:]"
+    config.data.evaluation_split = f"train[:{HELD_OUT}]"
     config.data.max_labels = 16
     config.data.augmentation = "none"
 

@@ -21,15 +21,12 @@ GOLDEN = Path(__file__).parent / "golden"
 RUNLOCAL = [
     "imagenet.py:s,runlocal",
     "imagenet.py:m,resizing=random,runlocal",
-    "imagenet.py:b3,recipe=automl,runlocal",
     "imagenet.py:efficientnet-b5,resizing=progressive,runlocal",
     "imagenet21k.py:s,loss=sigmoid,runlocal",
     "finetune.py:imagenet,variant=s,runlocal",
     "transfer.py:flowers,runlocal",
     "ablation.py:fused,placement=1-5,runlocal",
-    "ablation.py:size,runlocal",
     "folder.py:runlocal",
-    "finetune.py:runlocal",
 ]
 SHIPPED = [
     *(f"imagenet.py:{variant}" for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")),

@@ -21,13 +21,17 @@ SPLITS = {
     "cars196": {"train": 64, "test": 40},
 }
 RECIPES = {
+    "imagenet.py:efficientnet-b4,resizing=progressive": "imagenet2012",
+    "imagenet.py:b0,augmentation=randaugment": "imagenet2012",
+    "finetune.py:imagenet,variant=s": "imagenet2012",
+    "ablation.py:size": "imagenet2012",
     **{
         f"imagenet.py:{variant},recipe={recipe}": "imagenet2012"
         for variant in ("s", "m", "l", "xl", "b0", "b1", "b2", "b3")
         for recipe in ("paper", "automl")
     },
     **{
-        f"finetune.py:s,data={data},recipe={recipe}": name
+        f"transfer.py:{data},recipe={recipe}": name
         for data, name in (
             ("cifar10", "cifar10"),
             ("cifar100", "cifar100"),

@@ -30,14 +30,14 @@ class Images:
     """What is kept of each of N images of a split.
 
     Args:
-      labels: int32 [N], -1 where it is broken.
+      labels: of each, () where it is broken.
       sizes: int32 [N, 2], height and width; 0 where it is broken.
       digests: of its bytes, b'' where it is broken.
       hashes: uint64 [N, 2], see `difference_hash`; 0 where it is broken.
       broken: index -> reason.
     """
 
-    labels: np.ndarray
+    labels: list[tuple[int, ...]]
     sizes: np.ndarray
     digests: list[bytes]
     hashes: np.ndarray
@@ -47,9 +47,7 @@ class Images:
 def look(source: Source, what: str) -> Images:
     """Decodes every image of a source; `what` is the title of the bar."""
     count = len(source)
-    images = Images(
-        np.full(count, -1, np.int32), np.zeros((count, 2), np.int32), [b""] * count, np.zeros((count, 2), np.uint64), {}
-    )
+    images = Images([()] * count, np.zeros((count, 2), np.int32), [b""] * count, np.zeros((count, 2), np.uint64), {})
 
     def look_at(index: int) -> None:
         try:
@@ -58,7 +56,7 @@ def look(source: Source, what: str) -> Images:
         except BrokenImage as error:
             images.broken[index] = str(error)
             return
-        images.labels[index] = label
+        images.labels[index] = label if isinstance(label, tuple) else (label,)
         images.sizes[index] = pixels.shape[:2]
         images.digests[index] = hashlib.sha256(_bytes(picture.data)).digest()[:16]
         images.hashes[index] = difference_hash(pixels)
@@ -96,14 +94,14 @@ def check(sources: Mapping[str, Source], small: int, near: int = NEAR) -> dict[s
         known = set(same)
 
         def pair(i: int, j: int, bits: int, one: str = one, other: str = other) -> dict[str, Any]:
-            labels = [
-                sources[one].class_names[looks[one].labels[i]],
-                sources[other].class_names[looks[other].labels[j]],
-            ]
+            places = ((one, i), (other, j))
             return {
                 "first": sources[one].describe(i),
                 "second": sources[other].describe(j),
-                "labels": labels,
+                "labels": [
+                    " and ".join(sources[split].class_names[label] for label in looks[split].labels[index])
+                    for split, index in places
+                ],
                 "bits": bits,
             }
 
@@ -113,9 +111,9 @@ def check(sources: Mapping[str, Source], small: int, near: int = NEAR) -> dict[s
 
 
 def _describe(source: Source, images: Images, small: int) -> dict[str, Any]:
-    good = images.labels >= 0
-    counts = np.bincount(images.labels[good], minlength=len(source.class_names))
-    sides = images.sizes[good]
+    labels = list(itertools.chain.from_iterable(images.labels))
+    counts = np.bincount(np.array(labels, int), minlength=len(source.class_names))
+    sides = images.sizes[images.sizes[:, 0] > 0]
     shares: dict[str, Any] = {}
     if len(sides):
         for name, values in (("short_side", sides.min(1)), ("long_side", sides.max(1))):
