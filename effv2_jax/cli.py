@@ -134,6 +134,11 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--step", default="latest", help="latest, best, or the number of a kept step")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
 
+    report = verb("report", verbs.report, "one page of HTML on runs, finished or not")
+    report.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of training runs, local or gs://")
+    report.add_argument("--out", default="report.html", metavar="FILE", help="the page; by default report.html")
+    report.add_argument("--no_confusion", action="store_true", help="without predictions on the evaluation data")
+
     config = verb("config", verbs.config, "print the resolved config", config=True)
     config.add_argument("--json", action="store_true", help="print JSON")
 

@@ -58,6 +58,13 @@ def evaluate(args: argparse.Namespace) -> None:
         sys.exit(EXIT_UNREADABLE)
 
 
+def report(args: argparse.Namespace) -> None:
+    from effv2_jax.report.page import write_report
+
+    write_report(args.workdirs, args.out, not args.no_confusion, _log)
+    print(f"report of {len(args.workdirs)} run{'s' * (len(args.workdirs) > 1)}: {args.out}")
+
+
 def config(args: argparse.Namespace) -> None:
     print(json.dumps(to_dict(args.config), indent=1) if args.json else "\n".join(flat_lines(args.config)))
 

@@ -1,0 +1,146 @@
+"""Which classes a run takes for which others, and the images that it mistakes."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from effv2_jax import mesh as mesh_lib
+from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, damage_of
+from effv2_jax.config import from_dict
+from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.pipeline import evaluation_batches
+from effv2_jax.data.sources import Source, make_sources
+from effv2_jax.decomposed import compiler_options
+from effv2_jax.errors import UserError
+from effv2_jax.mesh import make_mesh, put_batch
+from effv2_jax.model import normalize
+from effv2_jax.weights.run import read_run
+
+IMAGES_A_DEVICE = 32  # at once: whoever reads about a run may have less memory than where it was trained
+LOG_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The most probable class of every evaluation example that can be read.
+
+    indices: of the examples in `source`, int [N]; labels, predicted: int [N]; probability: of the predicted, [N].
+    """
+
+    step: int
+    weights: str
+    class_names: tuple[str, ...]
+    source: Source
+    indices: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+
+    @property
+    def right(self) -> int:
+        return int((self.labels == self.predicted).sum())
+
+    def pairs(self) -> list[tuple[tuple[int, int], int]]:
+        """((label, class it is taken for), how often), the most frequent first."""
+        wrong = self.labels != self.predicted
+        counts = collections.Counter(zip(self.labels[wrong].tolist(), self.predicted[wrong].tolist(), strict=True))
+        return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+    def most_confused(self, most: int) -> list[int]:
+        """The classes that take part in most mistakes, in the order of their labels."""
+        counts: collections.Counter = collections.Counter()
+        for pair, count in self.pairs():
+            counts.update(dict.fromkeys(pair, count))
+        return sorted(sorted(counts, key=lambda label: (-counts[label], label))[:most])
+
+    def matrix(self, classes: list[int]) -> np.ndarray:
+        """Examples by label (rows) and class named (columns), int [len(classes), len(classes) + 1]; last: any other."""
+        place = {label: number for number, label in enumerate(classes)}
+        counts = np.zeros((len(classes), len(classes) + 1), int)
+        for label, predicted in zip(self.labels.tolist(), self.predicted.tolist(), strict=True):
+            if label in place:
+                counts[place[label], place.get(predicted, -1)] += 1
+        return counts
+
+    def mistaken(self, pair: tuple[int, int]) -> list[int]:
+        """The places of the examples of a pair in the arrays, the surest mistake first."""
+        places = np.flatnonzero((self.labels == pair[0]) & (self.predicted == pair[1]))
+        return places[np.argsort(-self.probability[places], kind="stable")].tolist()
+
+    def picture(self, place: int) -> np.ndarray | None:
+        """The image as it is stored, uint8 [H, W, 3]; None where it is there no more."""
+        try:
+            return self.source.load(int(self.indices[place]))[0].pixels()
+        except BrokenImage:
+            return None
+
+
+def predict_run(workdir: epath.Path, log: Callable[[str], None]) -> Predictions:
+    """The classes that the best intact checkpoint, else the newest, names for the run's evaluation data.
+
+    Args:
+      workdir: of the run; nothing is written there.
+      log: is told every few seconds how far it is.
+
+    Raises:
+      UserError: no intact checkpoint, or the data that the run was evaluated on are not at hand.
+    """
+    if not (workdir / CHECKPOINTS).exists():
+        raise UserError("there is no checkpoint yet")
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    try:
+        step = _intact(checkpoints)
+        run = checkpoints.restore_run(step)
+    finally:
+        checkpoints.close()
+    config = from_dict(run["config"])
+    source = make_sources(config).evaluation
+    if source.fingerprint != (known := run["data"]["evaluation data"]):
+        raise UserError(f"the evaluation data are not those of the run: {known} then, {source.fingerprint} now")
+    mesh = make_mesh()
+    config.evaluation.batch_size = IMAGES_A_DEVICE * mesh.size  # no number depends on it
+    bundle = read_run(workdir, str(step))
+    replicated = mesh_lib.replicated(mesh)
+
+    def best(variables: dict, image_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits: Any = bundle.model.apply(variables, normalize(image_BxSxSx3, bundle.preprocess.normalization))
+        probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits), 1)
+        return probabilities[:, 0], labels[:, 0]
+
+    best = jax.jit(best, out_shardings=replicated, compiler_options=compiler_options(jax.default_backend()))
+    variables = jax.device_put(bundle.variables, replicated)
+    parts, done, told = [], 0, time.monotonic()
+    for batch in evaluation_batches(source, config):
+        probability, predicted = jax.device_get(best(variables, put_batch({"image": batch["image"]}, mesh)["image"]))
+        parts.append((batch["mask"], batch["label"], predicted, probability))
+        done = min(done + len(predicted), len(source))
+        if time.monotonic() - told > LOG_SECONDS:
+            told = time.monotonic()
+            log(f"{workdir}: {done:,} of {len(source):,} evaluation images named")
+    mask, labels, predicted, probability = map(np.concatenate, zip(*parts, strict=True))
+    return Predictions(
+        step,
+        "averaged weights" if "ema" in bundle.sets else "weights",
+        bundle.class_names,
+        source,
+        np.flatnonzero(mask),
+        labels[mask],
+        predicted[mask],
+        probability[mask],
+    )
+
+
+def _intact(checkpoints: Checkpoints) -> int:
+    faults = []
+    for step in dict.fromkeys((checkpoints.best(), checkpoints.latest())):
+        if step is not None:
+            if not (damage := damage_of(checkpoints.directory / str(step))):
+                return step
+            faults.append(f"checkpoint {step} is damaged: {', '.join(damage)}")
+    raise UserError("; ".join(faults) or "there is no checkpoint yet")
