@@ -119,6 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     train = verb("train", verbs.train, "train, or go on with the training in a workdir", config=True)
     train.add_argument("--workdir", required=True, help="where checkpoints and metrics go; a local path or gs://")
     train.add_argument("--force", action="store_true", help="go on in the workdir though the config is of another run")
+    train.add_argument("--wandb", nargs="?", const="", metavar="PROJECT", help="metrics to Weights & Biases as well")
     cluster = train.add_argument_group("several processes")
     cluster.add_argument("--distributed", action="store_true", help="join the processes of a TPU slice or Slurm job")
     cluster.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0, where nothing tells JAX")

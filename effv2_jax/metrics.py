@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from absl import logging
@@ -73,14 +73,18 @@ class Writers:
                 raise UserError(f"metrics cannot be written ({type(writer).__name__}): {error}") from error
 
 
-def make_writers(workdir: epath.Path, step: int, active: bool) -> Writers:
-    """TensorBoard and JSON lines in `workdir`, for a run that goes on at `step`; nothing where not `active`."""
+def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[Callable[[], Writer]] = ()) -> Writers:
+    """TensorBoard and JSON lines in `workdir`, for a run that goes on at `step`; nothing where not `active`.
+
+    `others` make more writers, which come last.
+    """
     if not active:
         return Writers([])
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length otherwise
     from clu import metric_writers  # imports TensorFlow: seconds, and only the process that writes pays them
 
-    return Writers([metric_writers.SummaryWriter(str(workdir)), JsonLines(workdir / METRICS_FILE, step)])
+    own = [metric_writers.SummaryWriter(str(workdir)), JsonLines(workdir / METRICS_FILE, step)]
+    return Writers(own + [make() for make in others])
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from effv2_jax.progress import (
 )
 from effv2_jax.resume import check_faults, curriculum_to_go_on, identity_of
 from effv2_jax.step import check_batch
+from effv2_jax.wandb_writer import WandbWriter
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "parameters.txt"
@@ -53,13 +54,16 @@ def cadences(config: ConfigDict, num_examples: int, total_steps: int) -> dict[st
     return {name: max(1, round(steps_of(config, name, **run))) for name in ("log", "evaluate", "checkpoint")}
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, force: bool = False) -> Results:
+def train(
+    config: ConfigDict, workdir: epath.PathLike, force: bool = False, wandb_project: str | None = None
+) -> Results:
     """Trains as `config` says, from the newest intact checkpoint in `workdir` or from scratch.
 
     Args:
       config: of the experiment.
       workdir: for checkpoints and metrics, a local path or gs://; of one process (group) at a time.
       force: goes on from a checkpoint also where `config` is of another run.
+      wandb_project: of Weights & Biases, for the metrics too; '' is its default, None no project.
 
     Returns:
       the last evaluation, as `evaluate.evaluate` gives it.
@@ -72,14 +76,16 @@ def train(config: ConfigDict, workdir: epath.PathLike, force: bool = False) -> R
     """
     try:
         with contextlib.ExitStack() as stack:
-            return _train(config, epath.Path(workdir), force, stack)
+            return _train(config, epath.Path(workdir), force, wandb_project, stack)
     except OSError as error:
         if not takes_no_writing(error):
             raise
         raise UserError(f"the run in '{workdir}' cannot go on: {error}") from error
 
 
-def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextlib.ExitStack) -> Results:
+def _train(
+    config: ConfigDict, workdir: epath.Path, force: bool, wandb_project: str | None, stack: contextlib.ExitStack
+) -> Results:
     stopwatch = Stopwatch()
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     first_process = jax.process_index() == 0
@@ -138,7 +144,8 @@ def _train(config: ConfigDict, workdir: epath.Path, force: bool, stack: contextl
     if first_process:
         (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=1))
         (workdir / PARAMETERS_FILE).write_text(describe_parameters(config, state.params))
-    writers = make_writers(workdir, step, active=first_process)
+    wandb = [] if wandb_project is None else [lambda: WandbWriter(workdir, config, wandb_project)]
+    writers = make_writers(workdir, step, active=first_process, others=wandb)
     progress = Progress(curriculum, config.global_batch_size, stopwatch, unreported)
     broken = BrokenCounter(sources.train), BrokenCounter(sources.evaluation)
     batches = train_batches(sources.train, config, curriculum, step, **processes)

@@ -19,6 +19,10 @@ from effv2_jax.errors import EXIT_UNREADABLE, UserError
 def train(args: argparse.Namespace) -> None:
     if args.num_processes and not args.coordinator:
         raise UserError("--num_processes needs --coordinator=HOST:PORT of process 0")
+    if args.wandb is not None:
+        from effv2_jax.wandb_writer import check_installed
+
+        check_installed()
     # The first thing that a process does with JAX.
     if args.distributed or args.coordinator:
         from effv2_jax.mesh import initialize_processes
@@ -28,7 +32,7 @@ def train(args: argparse.Namespace) -> None:
     from effv2_jax.train import train
 
     silence_background_threads()
-    train(args.config, args.workdir, force=args.force)
+    train(args.config, args.workdir, force=args.force, wandb_project=args.wandb)
 
 
 def evaluate(args: argparse.Namespace) -> None:
