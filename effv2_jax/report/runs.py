@@ -113,9 +113,8 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
         notes.append(f"The newest checkpoint cannot be read: {reason(error)}.")
     if saved and not config:
         config = saved["config"]
-    if saved and not records:
-        times = {f"time/{cause}": spent for cause, spent in saved["stopwatch"].items()}
-        records = [{"step": saved["step"]} | flatten_results(saved["results"]) | times]
+    if saved and saved["step"] > max((record["step"] for record in records), default=-1):
+        records = records + _records_of(saved)
     stages: tuple[Stage, ...] = ()
     try:
         stages = tuple(Stage(**stage) for stage in saved["stages"]) if saved else _planned_stages(config)
@@ -134,6 +133,16 @@ def _newest_record(workdir: epath.Path) -> Record:
         return {} if step is None else checkpoints.restore_run(step)
     finally:
         checkpoints.close()
+
+
+def _records_of(saved: Record) -> list[Record]:
+    """What a checkpoint knows of the metrics, for a run that stopped between two records, or whose file is lost."""
+    records = []
+    if saved["best"]:
+        which = "ema" if "ema" in saved["results"] else "raw"
+        best = {"top1": saved["best"]["top1"], "count": saved["results"][which]["count"]}
+        records = [{"step": saved["best"]["step"]} | flatten_results({which: best})]
+    return [*records, {"step": saved["step"]} | {f"time/{cause}": spent for cause, spent in saved["stopwatch"].items()}]
 
 
 def _planned_stages(config: dict[str, Any]) -> tuple[Stage, ...]:
