@@ -179,6 +179,11 @@ def torn_everything(workdir):
     (workdir / METRICS_FILE).write_text('{"step": 1, "train/lo')
 
 
+def metrics_are_a_folder(workdir):
+    (workdir / METRICS_FILE).unlink()
+    (workdir / METRICS_FILE).mkdir()
+
+
 def no_metrics(workdir):
     (workdir / METRICS_FILE).unlink()
 
@@ -217,6 +222,7 @@ def other_version(workdir):
         (torn_config, ["config.json cannot be read.", "finished 8 steps", "efficientnetv2-s", "Left out"]),
         (torn_everything, ["network not known", "No metrics yet.", "The stages are not known"]),
         (no_metrics, ["finished 8 steps", "final top-1", "examples), step ", "Left out"]),
+        (metrics_are_a_folder, ["metrics.jsonl cannot be read.", "finished 8 steps", "Left out"]),
         (half_a_line, ["finished 8 steps", "examples), step ", "images right"]),
         (no_evaluation, ["at step 3 of 8 last record 20", "not evaluated yet", "there is no checkpoint yet", "32 px"]),
         (damaged_checkpoints, ["finished 8 steps", "Left out: checkpoint 8 is damaged:"]),
@@ -311,7 +317,7 @@ def test_names_are_escaped(report, nasty):
     found = report(workdir)
     assert "u" not in found.tags and "<i>" not in found.source and "<b>R" not in found.source
     assert found.has("<u>run") and found.has(NASTY)
-    assert found.has(r"<i>\xff") and found.has("% sure")
+    assert found.has(r"<i>\udcff") and found.has("% sure")
     thumbnails = [address for address in found.addresses if address.startswith("data:image/jpeg")]
     assert 1 <= len(thumbnails) <= 5
     assert found.has(f"folder {folder}, evaluated on validation")
@@ -338,7 +344,7 @@ def test_images_that_cannot_be_read_are_counted(report, nasty):
     path.write_bytes(b"broken")
     try:
         found = report(workdir)
-        assert found.has("of 7 evaluation images right") and found.has("; 1 images cannot be read.")
+        assert found.has("of 7 evaluation images right") and found.has("; not read: 1.")
     finally:
         path.write_bytes(whole)
 

@@ -15,6 +15,7 @@ from etils import epath
 
 from effv2_jax import __version__
 from effv2_jax.config import defaults, flatten, to_dict
+from effv2_jax.data.folder import EXTENSIONS
 from effv2_jax.errors import UserError
 from effv2_jax.progress import clock
 from effv2_jax.report.charts import AVERAGED, LARGE, RAW, SERIES_COLORS, TRAINING, color_of, draw_charts
@@ -41,10 +42,10 @@ class Html(str):
 
 
 def escape(value: Any) -> Html:
-    """For the text of an element or a quoted attribute; bytes of a file's name that are no UTF-8 become \\xff."""
+    """For the text of an element or a quoted attribute; a byte of a file's name that is no UTF-8 becomes \\udcff."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")))
+    return Html(html.escape(str(value).encode("utf-8", "backslashreplace").decode()))
 
 
 def write_report(
@@ -63,19 +64,18 @@ def write_report(
       UserError: a workdir without a run, or a place that cannot be written.
     """
     out = epath.Path(out).expanduser()
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out='{out}' cannot be written: {'it' if out.is_dir() else out.parent} is no {_kind(out)}")
+    if out.is_dir():
+        raise UserError(f"--out='{out}' cannot be written: it is a folder")
+    if "://" not in str(out) and not out.parent.is_dir():
+        raise UserError(f"--out='{out}' cannot be written: there is no folder '{out.parent}'")
     page = make_page(read_runs(workdirs), confusion, log)
     temporary = out.with_name(f"{out.name}.tmp")
     try:
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(out)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UserError(f"--out='{out}' cannot be written: {error}") from None
-
-
-def _kind(out: epath.Path) -> str:
-    return "file" if out.is_dir() else "folder"
 
 
 def make_page(runs: Sequence[Run], confusion: bool, log: Callable[[str], None]) -> str:
@@ -103,7 +103,7 @@ def make_page(runs: Sequence[Run], confusion: bool, log: Callable[[str], None]) 
 
 
 def _section(title: str, content: str) -> Html:
-    return Html(f"<section class=long><h2>{escape(title)}</h2>\n{content}</section>" if content else "")
+    return Html(f"<section><h2>{escape(title)}</h2>\n{content}</section>" if content else "")
 
 
 def _table(headers: Iterable[Any], rows: Iterable[Sequence[Any]], kind: str = "") -> Html:
@@ -281,7 +281,7 @@ def _mistakes(run: Run, confusion: bool, log: Callable[[str], None]) -> Html:
         f"{predictions.weights.capitalize()} of step {predictions.step:,}: {predictions.right:,} of {number:,} "
         f"evaluation images right ({predictions.right / number:.2%})"
     )
-    text += f"; {unreadable:,} images cannot be read." if unreadable else "."
+    text += f"; not read: {unreadable:,}." if unreadable else "."
     pairs = predictions.pairs()
     if not pairs:
         return _paragraph(f"{text} There is no mistake to show.")
@@ -329,7 +329,8 @@ def _pair(predictions: Predictions, pair: tuple[int, int], count: int) -> Html:
     thumbs = []
     for place, picture in shown:
         file = predictions.source.describe(int(predictions.indices[place]))
-        caption = f"{predictions.probability[place]:.0%} sure<br>{escape(file.rpartition('/')[2])}"
+        short = file.rpartition("/")[2] if file.lower().endswith(EXTENSIONS) else file  # or 'record 3 of ...'
+        caption = f"{predictions.probability[place]:.0%} sure<br>{escape(short)}"
         thumbs.append(
             f'<figure title="{escape(file)}">{_thumbnail(picture)}<figcaption>{caption}</figcaption></figure>'
         )

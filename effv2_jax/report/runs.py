@@ -97,7 +97,11 @@ def read_runs(workdirs: Sequence[epath.PathLike]) -> list[Run]:
 
 
 def _read_run(workdir: epath.Path, name: str) -> Run:
-    if not any((workdir / part).exists() for part in (CONFIG_FILE, METRICS_FILE, CHECKPOINTS)):
+    try:
+        known = any((workdir / part).exists() for part in (CONFIG_FILE, METRICS_FILE, CHECKPOINTS))
+    except Exception as error:  # of whichever library speaks to the bucket
+        raise UserError(f"the workdir '{workdir}' cannot be read: {reason(error)}") from None
+    if not known:
         raise UserError(f"'{workdir}' holds no training run: no {CONFIG_FILE}, {METRICS_FILE} or {CHECKPOINTS}/")
     notes = []
     config: dict[str, Any] = {}
@@ -105,7 +109,11 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
         config = json.loads((workdir / CONFIG_FILE).read_text())
     except (OSError, ValueError):  # of a run that begins, or whose disk was full
         notes.append(f"{CONFIG_FILE} cannot be read.")
-    records = read_metrics(workdir / METRICS_FILE)
+    records: list[Record] = []
+    try:
+        records = read_metrics(workdir / METRICS_FILE)
+    except OSError:
+        notes.append(f"{METRICS_FILE} cannot be read.")
     try:
         saved = _newest_record(workdir)
     except Exception as error:  # of Orbax and TensorStore; a run that goes on deletes checkpoints while they are read
@@ -167,7 +175,7 @@ def facts(run: Run) -> dict[str, tuple[str, str]]:
         "state": _state(run),
         "network": (run.config.get("model.variant", "not known"), own_blocks),
         "data": _data(run.config),
-        "time": (clock(sum(run.seconds.values())) if run.seconds else "not known yet", ""),
+        "wall time": (clock(sum(run.seconds.values())) if run.seconds else "not known yet", ""),
         "images seen": (f"{run.step * run.batch_size:,}" if run.batch_size else "not known", ""),
         "devices": (", then ".join(devices) or "not known yet", ""),
     }
