@@ -255,7 +255,7 @@ def test_several_runs(report, finished, tmp_path):
     assert found.has("images seen 128 256")
     assert found.source.count("averaged weights: points on a line") == 1
     assert found.tags.count("svg") == 8
-    assert found.has("0 80 160 240") or found.has("images")  # steps of different batches are not compared
+    assert found.text.count(" images ") >= 8  # under every chart: steps of different batches are not compared
 
 
 def test_runs_of_one_name_go_by_their_paths(report, finished, tmp_path):

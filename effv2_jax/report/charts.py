@@ -91,7 +91,7 @@ def _draw(title: str, lines: list[tuple[int, str, Any]], runs: Sequence[Run], by
                 alpha=0.6 if thin_line else 1,
                 linestyle="--" if label == RAW else "-",
                 linewidth=1 if thin_line else 1.5,
-                marker="o" if label != TRAINING and len(points) <= MOST_MARKERS else None,
+                marker="o" if len(points) == 1 or (label != TRAINING and len(points) <= MOST_MARKERS) else None,
                 markersize=3.5,
             )
         axes.set_title(title, loc="left", fontsize=10, pad=14)
@@ -122,10 +122,9 @@ def _set_scale(axes: Any, title: str, values: list[float]) -> None:
 
 def _mark_stages(axes: Any, runs: Sequence[Run], by_images: bool) -> None:
     """A dotted line at each boundary; where the stages are those of all runs, also the image sizes."""
-    stages = {run.stages: run for run in runs if run.stages}
+    stages = {(run.stages, run.batch_size if by_images else 1): run for run in runs if run.stages}
     end = axes.get_xlim()[1]
-    for stages_of_run, run in stages.items():
-        scale = run.batch_size if by_images else 1
+    for (stages_of_run, scale), run in stages.items():
         color = _INK if len(stages) == 1 else color_of(runs.index(run))
         for stage in stages_of_run:
             if stage.index and stage.start_step * scale < end:
