@@ -22,7 +22,7 @@ from effv2_jax.lock import exclusive
 from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.report import page
 from effv2_jax.report.charts import thin
-from effv2_jax.report.confusion import Predictions, predict_run
+from effv2_jax.report.confusion import Predictions, one_label, predict_run
 from effv2_jax.train import CONFIG_FILE, train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -152,6 +152,12 @@ class Squares:
 def predictions_of(labels, predicted, probability):
     arrays = (np.array(labels), np.array(predicted), np.array(probability))
     return Predictions(1, "weights", Squares.class_names, Squares(), 10 + np.arange(len(labels)), *arrays)
+
+
+def test_of_several_labels_the_predicted_one_counts():
+    several, predicted = np.array([[4, 7, -1], [4, 7, -1], [2, -1, -1]]), np.array([7, 3, 0])
+    np.testing.assert_array_equal(one_label(several, predicted), [7, 4, 2])
+    np.testing.assert_array_equal(one_label(several[:, 0], predicted), [4, 4, 2])
 
 
 def test_confusion_by_hand():

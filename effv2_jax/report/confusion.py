@@ -130,10 +130,17 @@ def predict_run(workdir: epath.Path, log: Callable[[str], None]) -> Predictions:
         bundle.class_names,
         source,
         np.flatnonzero(mask),
-        labels[mask],
+        one_label(labels[mask], predicted[mask]),
         predicted[mask],
         probability[mask],
     )
+
+
+def one_label(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """int [N] of labels [N], or of several [N, L]: the predicted one where it is among them, else the first."""
+    if labels.ndim == 1:
+        return labels
+    return np.where((labels == predicted[:, None]).any(1), predicted, labels[:, 0])
 
 
 def _intact(checkpoints: Checkpoints) -> int:
