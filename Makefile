@@ -30,6 +30,7 @@ slow: install
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/shellcheck scripts/*.sh .ci/run
 
 types: install
 	$(BIN)/mypy

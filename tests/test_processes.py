@@ -53,21 +53,11 @@ def test_two_processes_do_what_one_does(tmp_path):
     out_one, err_one = one.communicate(timeout=600)
     assert one.returncode == 0, err_one
 
-    port = free_port()
-    two = [
-        start(
-            command(
-                tmp_path / "two", f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process}"
-            ),
-            devices=2,
-        )
-        for process in range(2)
-    ]
-    outputs = [process.communicate(timeout=600) for process in two]
-    for process, (_, err) in zip(two, outputs, strict=True):
-        assert process.returncode == 0, err
-    assert "4 cpu devices in 2 processes" in outputs[0][0]
-    assert "step 1/6" in outputs[0][0] and "step 1/6" not in outputs[1][0]  # one process speaks
+    script = [str(ROOT / "scripts" / "local_cluster.sh"), "2", "--devices_per_process=2"]
+    two = subprocess.run([*script, *command(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert two.returncode == 0, two.stdout + two.stderr
+    assert "4 cpu devices in 2 processes" in two.stdout
+    assert "0: step 1/6" in two.stdout and "1: step 1/6" not in two.stdout  # one process speaks
 
     records_one, records_two = (read_metrics(tmp_path / name / METRICS_FILE) for name in ("one", "two"))
     assert [r["step"] for r in records_one] == [r["step"] for r in records_two]

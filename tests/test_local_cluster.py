@@ -1,0 +1,91 @@
+"""Several processes on this machine by scripts/local_cluster.sh, with a small program in the place of effv2.
+
+Real training by it is in test_processes.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "local_cluster.sh"
+# Ends as told for its number: with an exit code, or when asked to.
+PROGRAM = f"""#!{sys.executable}
+import os, signal, sys, time
+words = dict(word.partition("=")[::2] for word in sys.argv[2:])
+end = words["--ends"].split(",")[int(words["--process_id"])]
+signal.signal(signal.SIGTERM, signal.SIG_IGN if end == "deaf" else lambda *_: sys.exit(75))
+print(words["--coordinator"], words["--num_processes"], os.environ["XLA_FLAGS"].split()[-1], flush=True)
+print("to stderr", file=sys.stderr, flush=True)
+if end in ("wait", "deaf"):
+    time.sleep(120)
+sys.exit(int(end))
+"""
+
+
+@pytest.fixture
+def effv2(tmp_path):
+    path = tmp_path / "effv2"
+    path.write_text(PROGRAM)
+    path.chmod(0o755)
+    return str(path)
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=120)
+
+
+def test_each_process_knows_the_others_and_its_lines_are_marked(effv2):
+    result = run("3", "--devices_per_process=4", effv2, "train", "--ends=0,0,0")
+    assert result.returncode == 0, result.stderr
+    lines = sorted(result.stdout.splitlines())
+    assert [line[:3] for line in lines] == ["0: ", "0: ", "1: ", "1: ", "2: ", "2: "]
+    told = {line[3:] for line in lines} - {"to stderr"}
+    assert len(told) == 1 and told.pop().endswith(" 3 --xla_force_host_platform_device_count=4")
+    two = run("2", effv2, "train", "--ends=0,0")
+    assert two.stdout.count("device_count=2\n") == 2
+
+
+@pytest.mark.parametrize(("ends", "code"), [("wait,7,wait", 7), ("0,9,0", 9), ("75,75,75", 75), ("2", 2)])
+def test_the_first_failure_ends_all(effv2, ends, code):
+    result = run(str(ends.count(",") + 1), effv2, "train", f"--ends={ends}")
+    assert result.returncode == code
+    assert ("process 1 ended with exit code 7, and the others are ended" in result.stderr) == (code == 7)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_asks_all_to_leave_and_a_second_one_kills(effv2, name):
+    for ends, code in (("wait,wait", 75), ("deaf,deaf", 137)):
+        process = subprocess.Popen(
+            ["bash", str(SCRIPT), "2", effv2, "train", f"--ends={ends}"], stdout=subprocess.PIPE, text=True
+        )
+        ready = 0
+        while ready < 2:
+            line = process.stdout.readline()
+            assert line
+            ready += line.endswith("to stderr\n")
+        process.send_signal(getattr(signal, name))
+        if code == 137:
+            time.sleep(1)
+            assert process.poll() is None
+            process.send_signal(getattr(signal, name))
+        process.communicate(timeout=60)
+        assert process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "the number of processes, not ''"),
+        (["many"], "the number of processes, not 'many'"),
+        (["2", "--devices_per_process=0", "effv2", "train"], "--devices_per_process must be a number"),
+        (["2", "python", "x.py"], "then comes the command"),
+        (["2", "/nowhere/effv2", "train"], "there is no command '/nowhere/effv2'"),
+    ],
+)
+def test_mistakes(words, says):
+    result = run(*words)
+    assert result.returncode == 2 and says in result.stderr and result.stderr.count("\n") == 1
