@@ -66,6 +66,14 @@ host() { # WORKER WORDS
     tpus tpu-vm ssh "$name" --worker="$1" --ssh-flag="-o ServerAliveInterval=30" --command="$command"
 }
 
+# gcloud tells of every connection: only where one fails is that of use.
+quietly() { # COMMAND
+    local code=0
+    "$@" 2>"$scratch/errors" || code=$?
+    ((code == 0)) || cat "$scratch/errors" >&2
+    return "$code"
+}
+
 # Sets `state`, Google's word, and `phase`: absent, waiting, ready, or gone, which is preempted or failed to come.
 look() { # [patient]
     local try
@@ -216,7 +224,7 @@ need_ready() {
 setup() {
     need_ready
     pack
-    put || fail $UNAVAILABLE "not every host of $name is set up; see above"
+    quietly put || fail $UNAVAILABLE "not every host of $name is set up; see above"
 }
 
 # Asks again for a slice that was preempted, with what it was asked for the first time.
@@ -250,7 +258,8 @@ train() {
         fi
         code=0
         if [[ -z $started ]]; then
-            if put; then host all start "$@" || code=$?; else code=$UNAVAILABLE; fi
+            [[ -n $dry_run ]] || say "setting up the hosts"
+            if quietly put; then quietly host all start "$@" || code=$?; else code=$UNAVAILABLE; fi
             ((code != MISTAKE)) || fail $MISTAKE "$name trains something else; \`$MADE_BY stop\` ends that"
             if [[ -n $dry_run ]]; then
                 host 0 follow
@@ -284,10 +293,7 @@ train() {
 
 # What the hosts do, each word once.
 states() {
-    host all state 2>"$scratch/errors" | cut -d " " -f 1 | sort -u | tr "\n" " " || {
-        cat "$scratch/errors" >&2
-        return 1
-    }
+    quietly host all state | cut -d " " -f 1 | sort -u | tr "\n" " "
 }
 
 # Shows the log of the first host: all of it, and where the connection broke, its last lines and what follows.
@@ -315,13 +321,13 @@ status() {
     fi
     echo "$name: $state"
     if [[ $phase == ready ]]; then
-        host all state || fail $UNAVAILABLE "not every host of $name can be reached"
+        quietly host all state || fail $UNAVAILABLE "not every host of $name can be reached"
     fi
 }
 
 stop() {
     need_ready
-    host all stop || fail $UNAVAILABLE "not every host of $name has stopped; see above"
+    quietly host all stop || fail $UNAVAILABLE "not every host of $name has stopped; see above"
     offer_delete
 }
 

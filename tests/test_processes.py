@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EFFV2 = str(Path(sys.executable).with_name("effv2"))
 
 
-def command(workdir: Path, *more: str) -> list[str]:
+def command(workdir: Path | str, *more: str) -> list[str]:
     return [
         EFFV2,
         "train",

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from test_processes import ROOT, command, free_port
 
-ROOT = Path(__file__).resolve().parents[1]
+from effv2_jax.metrics import METRICS_FILE, read_metrics
+
 ZONE = "--zone=us-central1-a"
 # Trains to step 3, waits there for the file `finish`, and ends with the exit code in it; with 75 when asked to leave.
 # The first host saves each step.
@@ -36,13 +38,23 @@ while not (cloud / "finish").exists():
     time.sleep(0.05)
 sys.exit(int((cloud / "finish").read_text()))
 """
+# The real one; JAX finds no slice here, and is told of its peers.
+REAL_EFFV2 = f"""#!{sys.executable}
+import os, pathlib, sys
+sys.argv.remove("--distributed")
+port = (pathlib.Path(os.environ["FAKE_CLOUD"]) / "port").read_text()
+sys.argv += [f"--coordinator=localhost:{{port}}", "--num_processes=2", "--process_id=" + os.environ["FAKE_WORKER"]]
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+from effv2_jax.cli import entry
+entry()
+"""
 TRAIN = ["--", "effv2", "train", "--config=configs/digits.py", "--workdir=gs://BUCKET/run"]
 
 
 class Cloud:
     """A folder that stands for Google Cloud, and a copy of our scripts in a repository of their own."""
 
-    def __init__(self, folder: Path, effv2: str = EFFV2):
+    def __init__(self, folder: Path, effv2: str):
         self.folder = folder / "cloud"
         self.repository = folder / "repository"
         self.environment = os.environ | {"FAKE_CLOUD": str(self.folder), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -92,6 +104,11 @@ class Cloud:
             text=True,
         )
 
+    def end(self) -> None:
+        """Ends what still runs on the hosts."""
+        if self.there:
+            assert self.run("delete", "--yes").returncode == 0
+
     @property
     def there(self) -> bool:
         return (self.folder / "slice.json").exists()
@@ -108,13 +125,12 @@ def read_until(process: subprocess.Popen, pattern: str) -> str:
 
 
 @pytest.fixture
-def cloud(tmp_path):
+def cloud(request, tmp_path):
     if shutil.which("git") is None or sys.platform != "linux":
         pytest.skip("needs git and Linux")
-    cloud = Cloud(tmp_path)
+    cloud = Cloud(tmp_path, getattr(request, "param", EFFV2))
     yield cloud
-    if cloud.there:  # ends what still runs on its hosts
-        subprocess.run(cloud.words("delete", "--yes"), env=cloud.environment, check=True, capture_output=True)
+    cloud.end()
 
 
 @pytest.fixture
@@ -122,6 +138,31 @@ def ready(cloud):
     made = cloud.run("create", "--accelerator_type=v5litepod-16", "--spot")
     assert made.returncode == 0, made.stderr
     return cloud
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cloud", [REAL_EFFV2], indirect=True, ids=["effv2"])
+def test_a_real_training_on_a_slice_that_is_preempted(cloud):
+    """What docs/tpu.md shows (`pytest -s` prints it)."""
+    cloud.put("port", str(free_port()))
+    cloud.put("coming", "WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+    made = cloud.run("create", "--accelerator_type=v5litepod-8", "--spot")
+    assert made.returncode == 0
+    words = command("gs://BUCKET/digits", "--config.total_steps=200", "--config.checkpoint_steps=40")
+    words += ["--config.log_steps=40", "--config.evaluate_steps=200"]
+    process = cloud.start("train", "--yes", "--", "effv2", *words[1:])
+    text = read_until(process, "^step 80/200")
+    cloud.put("preempt")
+    rest, _ = process.communicate(timeout=600)
+    text += rest
+    print(made.stderr + text)
+    assert process.returncode == 0, text
+    assert "slice was preempted (SUSPENDED)" in text and not cloud.there
+    before, after = text.split("was preempted")
+    assert "4 cpu devices in 2 processes" in before and "4 cpu devices in 2 processes" in after
+    assert "step 40/200" in before and "step 40/200" not in after and "step 200/200" in after
+    records = [r["step"] for r in read_metrics(cloud.folder / "bucket" / "digits" / METRICS_FILE) if "train/loss" in r]
+    assert records == [40, 80, 120, 160, 200]
 
 
 @pytest.mark.parametrize(
