@@ -100,7 +100,7 @@ look() { # [patient]
     case $state in
     "") phase=absent ;;
     READY) phase=ready ;;
-    SUSPENDED | FAILED | PREEMPTED | TERMINATED | STOPPED) phase=gone ;;
+    SUSPENDED | FAILED | PREEMPTED | TERMINATED) phase=gone ;;
     *) phase=waiting ;;
     esac
 }
@@ -149,6 +149,7 @@ confirm() {
 }
 
 offer_delete() {
+    [[ -z $dry_run ]] || return 0
     if confirm "$name costs money for as long as it is there. Delete it?"; then
         remove
     else
@@ -178,6 +179,7 @@ create() {
     [[ -n $accelerator ]] || fail $MISTAKE "create needs --accelerator_type=TYPE, such as v5litepod-16"
     [[ $accelerator =~ ^(v2|v3|v4|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||
         fail $MISTAKE "--accelerator_type is '$accelerator'; it must be v2-N, v3-N, v4-N, v5litepod-N (v5e), v5p-N or v6e-N"
+    [[ $valid_until =~ ^([0-9]+[smhd])*$ ]] || fail $MISTAKE "--valid_until is '$valid_until'; it must be such as 6h"
     options=(--accelerator-type="$accelerator")
     options+=(--runtime-version="${runtime:-${runtimes[${accelerator%-*}]:-tpu-ubuntu2204-base}}")
     [[ -z $spot ]] || options+=(--spot)
@@ -249,11 +251,11 @@ train() {
     for (( ; ; )); do
         case $phase in
         absent) fail $UNAVAILABLE "$name was deleted by somebody else" ;;
-        gone) again ;;
+        gone) [[ $state == FAILED ]] || again ;;
         esac
-        if [[ $phase == waiting ]]; then
+        if [[ $phase != ready ]]; then
             await
-            started=
+            started='' failures=0
             continue
         fi
         code=0
@@ -319,7 +321,7 @@ status() {
         say "there is no $name in $zone, which costs nothing"
         return
     fi
-    echo "$name: $state"
+    [[ -n $dry_run ]] || echo "$name: $state"
     if [[ $phase == ready ]]; then
         quietly host all state || fail $UNAVAILABLE "not every host of $name can be reached"
     fi

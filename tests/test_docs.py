@@ -52,7 +52,8 @@ def test_the_two_make_targets_are_the_first_commands():
 
 def test_every_command_is_of_a_known_kind():
     for command in commands():
-        assert command.split()[0] in ("make", "effv2", "python") or command.startswith("XLA_FLAGS="), command
+        known = ("make", "effv2", "python", "scripts/tpu_vm.sh", "scripts/local_cluster.sh")
+        assert command.split()[0] in known or command.startswith("XLA_FLAGS="), command
 
 
 @pytest.mark.slow
@@ -72,6 +73,10 @@ def test_the_effv2_commands_run(tmp_path):
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
+        if words[0] == "scripts/tpu_vm.sh":
+            dry = run(words, tmp_path)
+            assert dry.returncode == 0 and dry.stdout.startswith("gcloud "), (command, dry.stderr)
+            continue
         if "effv2" not in words:
             continue
         if any(word.startswith("--wandb") for word in words):

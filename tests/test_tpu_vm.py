@@ -170,6 +170,7 @@ def test_a_real_training_on_a_slice_that_is_preempted(cloud):
     [
         (["create"], "create needs --accelerator_type=TYPE"),
         (["create", "--accelerator_type=v5e-16"], "it must be v2-N"),
+        (["create", "--accelerator_type=v4-8", "--valid_until=soon"], "--valid_until is 'soon'"),
         (["create", "--accelerator_type=v4-8", "--", "--labels=a b"], "must not contain spaces"),
         (["create", "--accelerator-type=v4-8"], "'--accelerator-type=v4-8' is no argument of create"),
         (["train", "--spot", *TRAIN], "'--spot' is no argument of train"),
@@ -244,6 +245,9 @@ def test_a_request_that_fails_is_offered_for_deletion(cloud):
     run = cloud.run("create", "--accelerator_type=v5litepod-16")
     assert run.returncode == 69 and "There is no more capacity" in run.stderr
     assert cloud.there and "slice stays, and costs money until" in run.stderr
+    run = cloud.run("train", *TRAIN)
+    assert run.returncode == 69 and "There is no more capacity" in run.stderr
+    assert len(cloud.calls("queued-resources", "create")) == 1  # it was not preempted, and is not asked for again
     cloud.put("coming", "ACTIVE")
     run = cloud.run("create", "--accelerator_type=v5litepod-16", answer="y\n")
     assert run.returncode == 0 and "slice is FAILED. Delete it, and ask anew? [y/N]" in run.stderr
@@ -399,6 +403,8 @@ def test_dry_run_runs_nothing(cloud):
         ["create", "--accelerator_type=v5litepod-16"],
         ["setup"],
         ["train", *TRAIN, "--config.curriculum.image_size=(128,300)"],
+        ["status"],
+        ["logs"],
         ["stop"],
         ["delete"],
     ):
@@ -407,9 +413,11 @@ def test_dry_run_runs_nothing(cloud):
         printed += run.stdout
     assert not cloud.calls()
     assert all(line.startswith("gcloud compute tpus ") for line in printed.splitlines())
+    assert printed.count("queued-resources delete") == 1
     assert r"start effv2 train --config=configs/digits.py" in printed and r"image_size=\(128\,300\)'" in printed
 
 
+@pytest.mark.slow
 def test_gcloud_knows_what_we_ask_of_it(cloud, tmp_path):
     """The gcloud of this machine, without an account and without a network, gets as far as asking for the account."""
     gcloud = shutil.which("gcloud", path=os.environ["PATH"])
