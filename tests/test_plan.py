@@ -105,7 +105,11 @@ def test_a_slice_that_is_not_there(effv2, tmp_path):
     assert result["hours"] == pytest.approx(hours)
     code, out, err = effv2(*command)
     assert code == 0 and err.count("known already") == 3 and "compiled in" not in err and "host cores" not in out
-    assert "of training, estimated" in out and "at 2 a chip and hour" in out and "1.26 times" in out
+    assert (
+        "of training, estimated" in out
+        and "at 2 a chip and hour" in out
+        and "if as far off as for the paper's runs on v3" in out
+    )
 
 
 def test_our_step_beside_plain_flax(effv2, tmp_path):
