@@ -105,10 +105,9 @@ def plan(
       Unavailable: the process that compiled was killed.
     """
     num_stages = len(make_curriculum(config, programs.num_examples).stages)
-    if images_per_core and len(images_per_core) != num_stages:
-        raise UserError(
-            f"--images_per_core has {len(images_per_core)} rates for {num_stages} stages; it needs one each"
-        )
+    if images_per_core and (len(images_per_core) != num_stages or 0 in images_per_core):
+        rates = ",".join(map(str, images_per_core))
+        raise UserError(f"--images_per_core={rates} must be {num_stages} rates above 0, one for each stage")
     slices = describe_slices(config, topologies, programs.num_examples)
     at_once = min(os.cpu_count() or 1, int(psutil.virtual_memory().available / COMPILER_BYTES))
     with ThreadPoolExecutor(max(1, at_once)) as pool:

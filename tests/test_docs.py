@@ -101,7 +101,7 @@ def test_the_effv2_commands_run(tmp_path):
         elif "prepare" in words and "folder" not in words:  # covered by tests/data/test_prepare.py
             words = [*words[:3], "folder", "--source=PHOTOS", "--out=TFDS", f"--name=small_{words[3]}"]
         elif "train" in words or "bench" in words:
-            if "tfds" in command or ",data=" in command:  # covered with generated data by tests/data/test_sources.py
+            if "tfds" in command:  # covered with generated data by tests/data/test_sources.py
                 words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]
                 words += ["--config.data.source=folder", "--config.data.name=PHOTOS", "--config.data.train_split=train"]
                 words += ["--config.data.evaluation_split=validation"]

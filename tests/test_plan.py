@@ -129,7 +129,8 @@ def test_our_step_beside_plain_flax(effv2, tmp_path):
 def test_mistakes(effv2, tmp_path):
     for arguments, message in (
         (("--topology=v9:4x4",), "must be VERSION:SHAPE, such as v5e:4x4; versions are v2, v3"),
-        (("--topology=v5e:2x2", "--images_per_core=9"), "--images_per_core has 1 rates for 2 stages"),
+        (("--topology=v5e:2x2", "--images_per_core=9"), "--images_per_core=9 must be 2 rates above 0"),
+        (("--topology=v5e:2x2", "--images_per_core=9,0"), "--images_per_core=9,0 must be 2 rates above 0"),
         (("--topology=v5e",), "must be VERSION:SHAPE"),
         (("--topology=v5e:4x4", "--config.data.num_examples=0"), "--config.data.num_examples=N tells it"),
     ):
