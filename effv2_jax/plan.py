@@ -23,7 +23,7 @@ from effv2_jax.tpu import Slice, check_name, describe_slice
 
 ACCUMULATION = (2, 4, 8, 16)  # micro-batches that are tried where a step does not fit
 SMALLER = (2, 4, 8, 16)  # and then parts of the batch
-# Published hours by those estimated on the same v3:4x4, the least and the most; see docs/plan.md.
+# Published hours of S, M and L by those estimated on the same v3:4x4, the least and the most; see docs/plan.md.
 PUBLISHED_BY_ESTIMATED = (0.87, 1.26)
 COMPILER_BYTES = 6e9  # of memory that one compilation takes: S 3.7 GB
 
