@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/effv2 evaluate --workdir=runs/demo
 
 test: lint types
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 slow: install
 	$(BIN)/pytest -m slow
