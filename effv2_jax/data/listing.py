@@ -62,6 +62,17 @@ def find_tars(root: epath.Path, places: Iterable[str]) -> list[epath.Path]:
     return sorted(epath.Path(_local(path)) for path in found)
 
 
+def only_tars(root: epath.Path, places: Iterable[str]) -> bool:
+    """Whether every image lies in one of the tars of `find_tars`, so that their sizes and times tell of all images."""
+    return not any(
+        _is_image(child.name) or (child.suffix.lower() != ".tar" and child.is_dir())
+        for path in (root / place for place in places)
+        if path.suffix.lower() != ".tar"
+        for child in path.iterdir()
+        if not child.name.startswith(".")
+    )
+
+
 def _local(path: epath.Path) -> str:
     if "://" in str(path):
         raise UserError(f"'{path}' is a tar that is not local; copy it to a local disk, where its parts can be read")

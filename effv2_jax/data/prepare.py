@@ -26,6 +26,7 @@ from effv2_jax.data.listing import (
     find_tars,
     load_index,
     make_listings,
+    only_tars,
     save_index,
     some,
     stamp_of,
@@ -204,15 +205,16 @@ def _prepare(
         tars = find_tars(root, places)
         if settings.checksums:
             check_md5(tars, published.md5, folder / RECORDS / "md5.json")
-        index, stamp = folder / RECORDS / INDEX, stamp_of(root, tars) if tars else ""
-        found = load_index(index, stamp) if tars else None
+        index = folder / RECORDS / INDEX
+        stamp = stamp_of(root, tars) if only_tars(root, places) else ""  # of folders nothing tells that a file came
+        found = load_index(index, stamp) if stamp else None
         if found is None:
             print(f"looking for images in {root}", file=sys.stderr)
             found = make_listings(root, _not_empty(root, find_rows()), published.class_names)
-            if tars:
-                save_index(index, stamp, *found)
         classes, listings = found
         notes = check_numbers(published, root, len(classes), listings)
+        if stamp:
+            save_index(index, stamp, classes, listings)
         shards = {
             split: make_shards(folder, published.name, split, listing, settings.strict)
             for split, listing in listings.items()

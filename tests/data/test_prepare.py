@@ -196,6 +196,36 @@ def test_another_source_is_indexed_again(tars, tmp_path, several_shards, monkeyp
     assert len(seen) == 2
 
 
+def test_an_image_that_was_missing_beside_a_tar_is_found(tars, tmp_path):
+    ilsvrc.write_tree(tmp_path / "tree", by_class=False)
+    shutil.copytree(tmp_path / "tree" / "val", tars / "val")
+    (tars / ilsvrc.VALIDATION).unlink()
+    missing = tars / "val" / "ILSVRC2012_val_00000005.JPEG"
+    data = missing.read_bytes()
+    missing.unlink()
+    with pytest.raises(UserError, match=r"7 images of validation, published are 8"):
+        prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out")
+    missing.write_bytes(data)
+    assert prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out").examples["validation"] == 8
+
+
+@pytest.mark.parametrize("added", ["dog/3.jpg", "bird/deep.tar", "loose.tar"])
+def test_an_image_added_after_an_interruption_is_taken(tmp_path, several_shards, monkeypatch, added):
+    source = tmp_path / "pets"
+    write_folder(tmp_path, ("pets",))
+    (source / "bird").mkdir()
+    for path in (source / "cat.tar", source / "bird" / "first.tar"):
+        path.write_bytes(ilsvrc.tar_of({f"{path.stem}.png": ilsvrc.encoded(ilsvrc.photo(50), "PNG")}))
+    with monkeypatch.context() as patch:
+        interrupted_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_folder(source, tmp_path / "out")
+    new = ilsvrc.encoded(ilsvrc.photo(60), "PNG")
+    (source / added).write_bytes(ilsvrc.tar_of({"new.png": new}) if added.endswith(".tar") else new)
+    result = prepare_folder(source, tmp_path / "out")
+    assert result.examples == {"train": 9} and result.classes == (4 if added == "loose.tar" else 3)
+
+
 DRIVER = """
 import sys
 import ilsvrc
