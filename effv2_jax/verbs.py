@@ -220,7 +220,7 @@ def _sources_to_check(args: argparse.Namespace) -> dict[str, Any]:
     """The sources by the names of their splits."""
     from etils import epath
 
-    is_folder = bool(args.name) and epath.Path(args.name).is_dir()
+    is_folder = bool(args.name) and not args.data_dir and epath.Path(args.name).is_dir()
     if args.config:
         from effv2_jax.data.sources import make_sources
 
@@ -229,6 +229,11 @@ def _sources_to_check(args: argparse.Namespace) -> dict[str, Any]:
             data.name, data.source = args.name, "folder" if is_folder else "tfds"
         if args.data_dir:
             data.data_dir = args.data_dir
+        if data.train_split == data.evaluation_split:
+            raise UserError(
+                f"config.data.train_split and config.data.evaluation_split are both '{data.train_split}', and what is "
+                "checked are two splits: --config.data.evaluation_split=... names another"
+            )
         sources = make_sources(args.config)
         return {data.train_split: sources.train, data.evaluation_split: sources.evaluation}
     if is_folder:

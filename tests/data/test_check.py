@@ -168,6 +168,26 @@ def test_a_prepared_data_set_says_the_same(effv2, photos, tmp_path):
     assert results["equal"][0]["first"].endswith("of photos/1.0.0 test")
 
 
+@pytest.mark.parametrize("with_config", [False, True])
+def test_data_dir_is_meant_though_a_folder_has_the_name(effv2, photos, tmp_path, monkeypatch, with_config):
+    (photos / "test" / "b" / "broken.jpg").unlink()
+    prepare_folder(photos, tmp_path / "out")
+    config = write_config(tmp_path, photos)
+    other = tmp_path / "elsewhere"  # its folder 'photos' holds fewer images
+    shutil.copytree(photos, other / "photos")
+    (other / "photos" / "train" / "a" / "0.jpg").unlink()
+    words = ["photos", f"--data_dir={tmp_path / 'out'}", "--json", *([f"--config={config}"] if with_config else [])]
+    monkeypatch.chdir(other)
+    code, out, err = effv2("data", "check", *words)
+    assert code == 0 and json.loads(out)["splits"]["train"]["images"] == 5, err
+
+
+def test_two_splits_of_one_name_are_refused(effv2, photos, tmp_path):
+    config = write_config(tmp_path, photos)
+    code, _, err = effv2("data", "check", f"--config={config}", "--config.data.evaluation_split=train")
+    assert code == 2 and "config.data.train_split and config.data.evaluation_split are both 'train'" in err
+
+
 def test_a_folder_in_a_bucket(bucket, photos):
     shutil.copytree(photos, bucket / "mine" / "photos")
     here, there = check(all_splits(photos), 128), check(all_splits("gs://mine/photos"), 128)
@@ -189,6 +209,19 @@ def test_a_folder_in_a_bucket(bucket, photos):
 def test_mistakes(effv2, words, message):
     code, _, err = effv2("data", "check", *words)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+def write_config(folder, photos):
+    path = folder / "config.py"
+    path.write_text(
+        textwrap.dedent(f"""
+            from tiny import tiny_config
+            def get_config(argument=None):
+                config = tiny_config(data__source="folder", data__name={str(photos)!r}, data__evaluation_split="test")
+                return config
+            """)
+    )
+    return path
 
 
 def folder_config(photos, **changes):
@@ -243,15 +276,7 @@ def test_randaugment_and_cutmix_are_in_the_titles(photos):
 
 
 def test_the_command_draws_a_row_a_stage(effv2, photos, tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(
-        textwrap.dedent(f"""
-            from tiny import tiny_config
-            def get_config(argument=None):
-                config = tiny_config(data__source="folder", data__name={str(photos)!r}, data__evaluation_split="test")
-                return config
-            """)
-    )
+    config = write_config(tmp_path, photos)
     picture = tmp_path / "grid.png"
     words = [f"--config={config}", f"--picture={picture}", "--photos=4", "--json"]
     code, out, err = effv2("data", "check", *words)
