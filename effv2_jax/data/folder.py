@@ -16,6 +16,7 @@ SPLIT_ALIASES = {  # what such folders are called elsewhere, best first
     "train_split": ("train", "training"),
     "evaluation_split": ("validation", "val", "valid", "test", "testing", "eval"),
 }
+SPLIT_NAMES = frozenset(name for names in SPLIT_ALIASES.values() for name in names)
 
 
 class Folder:
@@ -93,11 +94,11 @@ def folder_sources(config: ConfigDict) -> Sources:
 
 def split_folders(root: epath.Path) -> list[str]:
     """The subfolders with the name of a split, as SPLIT_ALIASES has them, and folders or tars in them."""
-    known = {name for names in SPLIT_ALIASES.values() for name in names}
     return [
         name
         for name in _subfolders(root)
-        if name.lower() in known and any(path.suffix == ".tar" or path.is_dir() for path in (root / name).iterdir())
+        if name.lower() in SPLIT_NAMES
+        and any(path.suffix == ".tar" or path.is_dir() for path in (root / name).iterdir())
     ]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from effv2_jax.bars import bar
-from effv2_jax.data.folder import EXTENSIONS, split_folders
+from effv2_jax.data.folder import EXTENSIONS, SPLIT_NAMES, split_folders
 from effv2_jax.data.listing import (
     Row,
     find_images,
@@ -40,6 +40,7 @@ from effv2_jax.lock import LOCK_FILE, exclusive
 REPORT = "prepare_report.json"
 INFO = "dataset_info.json"  # TFDS takes a folder with it for a prepared data set
 INDEX = "index.npz"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".zip")  # what cannot be read at any place
 TOLD = 30  # images that are named on the terminal; ImageNet has 23 that are encoded again
 SPLITS = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}  # folder -> our name
 _SYNSET = re.compile(r"n\d{8}")
@@ -98,10 +99,13 @@ def prepare_imagenet(
     places = {split: _find(root, known) for split, known in published.places.items()}
     if published.exact and (missing := [split for split, place in places.items() if place is None]):
         names = "; ".join(f"{split}: {' or '.join(published.places[split])}" for split in missing)
-        raise UserError(f"'{root}' lacks a part of {published.name}: {names}")
+        hint = f"; what is in {some(packed)} has to be unpacked first" if (packed := _compressed(root)) else ""
+        raise UserError(f"'{root}' lacks a part of {published.name}: {names}{hint}")
     there = {split: place for split, place in places.items() if place is not None}
     if "" in there.values():  # classes lie in the folder itself
         there = {"train": ""}
+    if len(there) < len(places):
+        _refuse_compressed(root)
 
     def rows() -> dict[str, list[Row]]:
         return {split: _imagenet_rows(root, place, split, published) for split, place in there.items()}
@@ -338,13 +342,20 @@ def _source(source: epath.PathLike) -> epath.Path:
     root = epath.Path(source)
     if not str(source) or not root.is_dir():
         raise UserError(f"--source='{source}' is no folder")
-    packed = sorted(path.name for path in root.iterdir() if path.name.endswith((".tar.gz", ".tgz", ".tar.xz", ".zip")))
-    if packed:
+    return root
+
+
+def _compressed(root: epath.Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.name.lower().endswith(COMPRESSED))
+
+
+def _refuse_compressed(root: epath.Path) -> None:
+    """Of a folder in which images are looked for by no name: whatever is compressed may hold some."""
+    if packed := _compressed(root):
         raise UserError(
             f"'{root / packed[0]}' is compressed, and images are read one by one from a tar: unpack it, and move it "
             "out of the folder"
         )
-    return root
 
 
 def _find(root: epath.Path, places: tuple[str, ...]) -> str | None:
@@ -359,6 +370,15 @@ def _folder_splits(root: epath.Path) -> dict[str, str]:
         if split in found:
             raise UserError(f"'{root}' has both '{found[split]}' and '{place}' for the split {split}")
         found[split] = place
+    for path in root.iterdir():
+        name, _, ending = path.name.lower().partition(".")
+        if name in SPLIT_NAMES and SPLITS.get(name, name) not in found and f".{ending}" in (".tar", *COMPRESSED):
+            raise UserError(
+                f"'{path}' has the name of a split, which has to be a folder of folders or tars of its classes: unpack "
+                f"it into '{root / name}', and move it out of the folder"
+            )
+    if not found:
+        _refuse_compressed(root)
     return found or {"train": ""}
 
 

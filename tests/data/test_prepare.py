@@ -337,10 +337,10 @@ def mistakes():
             r"img_train\.tar' cannot be read as a tar file: .*has to be unpacked",
         ),
         "packed": (
-            lambda tars: (tars / "winter21_whole.tar.gz").write_bytes(b""),
+            lambda tars: (tars / ilsvrc.VALIDATION).rename(tars / "val.tar.gz"),
             {},
             Settings(),
-            r"winter21_whole\.tar\.gz' is compressed, .*unpack it",
+            r"lacks a part of imagenet2012: validation: .*; what is in val\.tar\.gz has to be unpacked first",
         ),
         "strict": (
             None,
@@ -379,6 +379,15 @@ def test_checksums_are_compared_once_and_may_be_skipped(tars, tmp_path, monkeypa
     monkeypatch.setattr(published.hashlib, "md5", lambda **_: pytest.fail("summed again"))
     prepare_imagenet(table, tars, tmp_path / "out")
     prepare_imagenet(wrong, tars, tmp_path / "other", Settings(checksums=False))
+
+
+def test_an_archive_that_nobody_needs_stops_nothing(tars, tmp_path):
+    (tars / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"")
+    assert prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out").examples["train"] == 23
+    write_folder(tmp_path / "pets")
+    for name in ("pets.zip", "val.tar.gz"):  # the split is there, unpacked
+        (tmp_path / "pets" / name).write_bytes(b"")
+    assert prepare_folder(tmp_path / "pets", tmp_path / "out").examples == {"train": 6, "validation": 6}
 
 
 def table_21k(**examples):
@@ -462,6 +471,29 @@ def test_mistakes_with_a_folder(tmp_path, splits, name, message):
     with pytest.raises(UserError, match=message):
         prepare_folder(tmp_path / "source", tmp_path / "out", name)
     assert not list(tmp_path.glob("out/*/*/dataset_info.json"))
+
+
+@pytest.mark.parametrize("there", [(), ("train",)])
+@pytest.mark.parametrize("name", ["val.tar", "VAL.tar", "test.tar.gz", "valid.zip"])
+def test_a_split_in_one_file_is_no_class(tmp_path, there, name):
+    (tmp_path / "source").mkdir()
+    write_folder(tmp_path / "source", there)
+    (tmp_path / "source" / name).write_bytes(ilsvrc.tar_of({"cat/0.jpg": ilsvrc.encoded(ilsvrc.photo(0))}))
+    with pytest.raises(
+        UserError, match=rf"{name}' has the name of a split, .*: unpack it into '.*source/\w+', and move"
+    ):
+        prepare_folder(tmp_path / "source", tmp_path / "out")
+
+
+def test_what_is_compressed_beside_classes_may_be_one(tmp_path):
+    write_folder(tmp_path, ("pets",))
+    (tmp_path / "pets" / "bird.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"bird\.tar\.gz' is compressed, .*unpack it"):
+        prepare_folder(tmp_path / "pets", tmp_path / "out")
+    (tmp_path / "21k").mkdir()
+    (tmp_path / "21k" / "winter21_whole.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"winter21_whole\.tar\.gz' is compressed, .*unpack it"):
+        prepare_imagenet(published.imagenet21k(), tmp_path / "21k", tmp_path / "out")
 
 
 def test_splits_must_have_the_same_classes(tmp_path):
