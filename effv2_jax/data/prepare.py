@@ -205,7 +205,7 @@ def _prepare(
     """Index, numbers, shards, metadata; each is passed over where an earlier start has done it."""
     with _exclusive(folder):
         if (folder / INFO).exists():
-            return _report(folder)
+            return _report(folder, settings.strict)
         tars = find_tars(root, places)
         if settings.checksums:
             check_md5(tars, published.md5, folder / RECORDS / "md5.json")
@@ -325,10 +325,15 @@ def _exclusive(folder: epath.Path) -> Iterator[None]:
                     empty.rmdir()
 
 
-def _report(folder: epath.Path) -> Prepared:
+def _report(folder: epath.Path, strict: bool) -> Prepared:
     if not (folder / REPORT).exists():
         raise UserError(f"'{folder}' holds a data set that this command did not make; take another --out")
     report = json.loads((folder / REPORT).read_text())
+    if strict and (left_out := report["left_out"]):
+        raise UserError(
+            f"the data set in '{folder}' was prepared without --strict, and images were left out: "
+            f"{some([image['file'] for image in left_out])}; mend them and delete the folder, or do without --strict"
+        )
     return Prepared(
         **report
         | {

@@ -76,11 +76,11 @@ def make_shards(folder: epath.Path, data_set: str, split: str, listing: Listing,
 
 
 def finished(shard: Shard) -> dict[str, Any] | None:
-    """What `write_shard` gave when it wrote this very shard, or None where it did not or would not now."""
+    """What `write_shard` gave when it wrote this very shard whole, or None: what was left out may be mended by now."""
     try:
         record = json.loads(shard.record_path.read_text())
         known = record["fingerprint"] == shard.listing.fingerprint
-        if known and _size(shard.path) == record["bytes"] and not (shard.strict and record["left_out"]):
+        if known and _size(shard.path) == record["bytes"] and not record["left_out"]:
             return record
     except (OSError, ValueError, KeyError):
         pass

@@ -183,6 +183,32 @@ def test_strict_takes_no_shard_that_lacks_an_image(tars, tmp_path, several_shard
         prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out", Settings(strict=True))
 
 
+def test_strict_takes_no_finished_data_set_that_lacks_an_image(tars, tmp_path):
+    result = prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out")
+    with pytest.raises(UserError, match=rf"without --strict, and images were left out: {ilsvrc.BROKEN}; mend them"):
+        prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out", Settings(strict=True))
+    assert prepare_imagenet(ilsvrc.published(), tars, tmp_path / "out").left_out == result.left_out
+    write_folder(tmp_path / "pets")
+    for strict in (False, True):
+        assert not prepare_folder(tmp_path / "pets", tmp_path / "out", settings=Settings(strict=strict)).left_out
+
+
+def test_a_mended_image_is_taken_after_an_interruption(tmp_path, several_shards, monkeypatch):
+    ilsvrc.write_tree(tmp_path / "tree", by_class=False)
+    with monkeypatch.context() as patch:
+        calls = interrupted_after(6, patch)  # of seven; the broken one is of train, whose five are written first
+        with pytest.raises(KeyboardInterrupt):
+            prepare_imagenet(ilsvrc.published(), tmp_path / "tree", tmp_path / "out")
+    assert sum("train" in name for name in calls) == 5
+    mended = ilsvrc.encoded(ilsvrc.photo(102))
+    (tmp_path / "tree" / "train" / ilsvrc.BROKEN[:9] / ilsvrc.BROKEN).write_bytes(mended)
+    with monkeypatch.context() as patch:
+        calls = interrupted_after(100, patch)
+        result = prepare_imagenet(ilsvrc.published(), tmp_path / "tree", tmp_path / "out")
+    assert len(calls) == 2 and result.examples["train"] == 24 and not result.left_out
+    assert read_back(Path(result.folder), "train")[ilsvrc.BROKEN] == (mended, ilsvrc.BROKEN[:9])
+
+
 def test_another_source_is_indexed_again(tars, tmp_path, several_shards, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
