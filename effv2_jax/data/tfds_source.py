@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import sys
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class TfdsSplit:
         import tensorflow_datasets as tfds
 
         self._several = isinstance(features[label_key], tfds.features.Sequence)
-        self.class_names = tuple((features[label_key].feature if self._several else features[label_key]).names)
+        self.class_names = tuple(class_label(features[label_key]).names)
         self._records, self._features, self._name = records, features, name
         self._image_key, self._label_key = image_key, label_key
         encoded = isinstance(features[image_key], tfds.features.Image)
@@ -75,19 +76,24 @@ def tfds_sources(config: ConfigDict) -> Sources:
 
 
 def all_splits(name: str, data_dir: str) -> dict[str, TfdsSplit]:
-    """Every split with labels of a prepared data set, to look at.
+    """Every split with labels of a prepared data set, to look at; the others are told on standard error.
 
     Raises:
-      UserError: as `tfds_sources`.
+      UserError: as `tfds_sources`; no split has labels.
     """
     data_set = _DataSet(name, data_dir)
     found = {}
     for split in data_set.builder.info.splits:
         source = data_set.split(split)
-        with contextlib.suppress(UserError):
+        try:
             with contextlib.suppress(BrokenImage):
                 source.load(0)
+        except UserError as error:
+            print(f"effv2: passed over: {error}", file=sys.stderr)
+        else:
             found[split] = source
+    if not found:
+        raise UserError(f"no split of '{name}' has labels; it has {', '.join(data_set.builder.info.splits)}")
     return found
 
 
@@ -99,15 +105,8 @@ class _DataSet:
 
         self.name = name
         self.builder = _open(name, data_dir)
-        info = self.builder.info
-        image_key, label_key = _keys(info.supervised_keys)
-        features = info.features
-        if not _is_image(features, image_key) or not _is_label(features, label_key):
-            raise UserError(
-                f"the data set '{name}' has no 8-bit image '{image_key}' with a class label '{label_key}'; "
-                f"its features are {', '.join(sorted(features))}"
-            )
-        self._keys = image_key, label_key
+        self._keys = image_and_label(name, self.builder.info)
+        features = self.builder.info.features
         # Of a record only these two are read: others may be images too, and decoding them would take as long.
         self._used = tfds.features.FeaturesDict({key: features[key] for key in self._keys})
 
@@ -169,6 +168,22 @@ def _open(name: str, data_dir: str) -> Any:
     return builder
 
 
+def image_and_label(name: str, info: Any) -> tuple[str, str]:
+    """The names of the image and the label among the features of a data set, which need not be prepared.
+
+    Raises:
+      UserError: it has no such features.
+    """
+    image_key, label_key = _keys(info.supervised_keys)
+    features = info.features or {}
+    if not _is_image(features, image_key) or label_key not in features or class_label(features[label_key]) is None:
+        raise UserError(
+            f"the data set '{name}' has no 8-bit image '{image_key}' with a class label '{label_key}'; "
+            f"its features are {', '.join(sorted(features)) or 'none'}"
+        )
+    return image_key, label_key
+
+
 def _keys(supervised_keys: Any) -> tuple[str, str]:
     """The names of the image and the label: TFDS' (input, target), where both are plain names."""
     if isinstance(supervised_keys, tuple) and all(isinstance(key, str) for key in supervised_keys[:2]):
@@ -190,15 +205,12 @@ def _is_image(features: Any, key: str) -> bool:
     return len(feature.shape) == 2 or (len(feature.shape) == 3 and feature.shape[-1] in (1, 3))
 
 
-def _is_label(features: Any, key: str) -> bool:
-    """Whether a feature is a class, or a sequence of them."""
+def class_label(feature: Any) -> Any:
+    """The ClassLabel of a feature that is one or a sequence of them, or None."""
     import tensorflow_datasets as tfds
 
-    if key not in features:
-        return False
-    feature = features[key]
     one = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
-    return isinstance(one, tfds.features.ClassLabel)
+    return one if isinstance(one, tfds.features.ClassLabel) else None
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import cv2
 import ilsvrc
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image as matplotlib_image
@@ -186,6 +187,42 @@ def test_two_splits_of_one_name_are_refused(effv2, photos, tmp_path):
     config = write_config(tmp_path, photos)
     code, _, err = effv2("data", "check", f"--config={config}", "--config.data.evaluation_split=train")
     assert code == 2 and "config.data.train_split and config.data.evaluation_split are both 'train'" in err
+
+
+class HalfLabelled(tfds.core.GeneratorBasedBuilder):
+    """Two photos with a class, and two that have none, as TFDS tells it."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SPLITS = (("train", 1), ("test", -1))
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(24, 32, 3)), "label": tfds.features.ClassLabel(num_classes=2)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(label) for split, label in self.SPLITS}
+
+    def _generate_examples(self, label):
+        for number in range(2):
+            yield number, {"image": ilsvrc.photo(number), "label": label}
+
+
+class Unlabelled(HalfLabelled):
+    """Photos without classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SPLITS = (("test", -1),)
+
+
+def test_splits_without_labels_are_told(effv2, tmp_path, capsys):
+    for data_set in (HalfLabelled, Unlabelled):
+        data_set(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    capsys.readouterr()  # what TFDS printed
+    code, out, err = effv2("data", "check", "half_labelled", f"--data_dir={tmp_path}", "--json")
+    assert code == 0 and set(json.loads(out)["splits"]) == {"train"}
+    assert "effv2: passed over: record 0 of half_labelled/1.0.0 test has label -1" in err
+    code, _, err = effv2("data", "check", "unlabelled", f"--data_dir={tmp_path}")
+    assert code == 2 and "no split of 'unlabelled' has labels; it has test" in err
 
 
 def test_a_folder_in_a_bucket(bucket, photos):
