@@ -34,6 +34,7 @@ from effv2_jax.data.listing import (
 from effv2_jax.data.publish import put
 from effv2_jax.data.published import Published, check_md5, check_numbers
 from effv2_jax.data.shards import RECORDS, Shard, finished, make_shards, write_shards
+from effv2_jax.data.tfds_source import class_label, image_and_label
 from effv2_jax.errors import Unavailable, UserError, takes_no_writing
 from effv2_jax.lock import LOCK_FILE, exclusive
 
@@ -153,7 +154,8 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
       source: the folder with what has to be downloaded by hand, for data sets that want it.
 
     Raises:
-      UserError: an unknown name, or a missing manual download.
+      UserError: an unknown name, configuration or version; no image with a class label in it; a missing manual
+        download; it is there already in files without random access.
       Unavailable: it cannot be downloaded.
     """
     import tensorflow_datasets as tfds
@@ -163,16 +165,12 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
         remote = "://" in str(out)
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if remote else os.path.abspath(out)
         config = tfds.download.DownloadConfig(manual_dir=source or None, try_download_gcs=False)
+        builder = _builder(name, folder)
+        image_and_label(name, builder.info)  # before it is downloaded
+        final = epath.Path(out) / os.path.relpath(builder.data_dir, folder)
         try:
-            builder = tfds.builder(name, data_dir=folder, file_format="array_record", try_gcs=False)
-            final = epath.Path(out) / os.path.relpath(builder.data_dir, folder)
             if not (final / INFO).exists():
-                builder.download_and_prepare(download_config=config)
-        except tfds.core.registered.DatasetNotFoundError:
-            raise UserError(
-                f"'{name}' is neither imagenet, imagenet21k, folder nor a data set of TFDS; "
-                "'effv2 data prepare folder --source=DIR' takes any folder of images"
-            ) from None
+                builder.download_and_prepare(download_config=config, file_format="array_record")
         except AssertionError as error:  # so TFDS tells of files that have to be there
             raise UserError(
                 f"TFDS cannot prepare '{name}': {_one_line(error)}; --source=DIR names their folder"
@@ -188,10 +186,33 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
             for path in sorted(Path(builder.data_dir).iterdir(), key=lambda path: path.name == INFO):
                 put(final / path.name, path.read_bytes())
     info = tfds.builder_from_directory(str(final)).info
-    _, label = info.supervised_keys or ("", "label")
-    classes = info.features[label].num_classes if label in info.features else 0
+    formats = sorted(known.value for known in info.available_file_formats())
+    if "array_record" not in formats:
+        raise UserError(
+            f"'{final}' holds the data set already, in {' and '.join(formats)} files, which have no random access; "
+            "take another --out"
+        )
+    _, label = image_and_label(name, info)
+    classes = class_label(info.features[label]).num_classes
     examples = {split: part.num_examples for split, part in info.splits.items()}
     return Prepared(name, str(final), classes, examples, [], [], [])
+
+
+def _builder(name: str, folder: str) -> Any:
+    """TFDS' builder of a data set, which need not be prepared."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=folder, try_gcs=False)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise UserError(
+            f"'{name}' is neither imagenet, imagenet21k, folder nor a data set of TFDS; "
+            "'effv2 data prepare folder --source=DIR' takes any folder of images"
+        ) from None
+    except OSError as error:
+        raise Unavailable(f"TFDS cannot open '{name}' now: {_one_line(error)}") from None
+    except Exception as error:  # TFDS raises many kinds for a bad name, configuration or version
+        raise UserError(f"TFDS cannot open '{name}': {_one_line(error)}") from None
 
 
 def _prepare(
@@ -430,5 +451,5 @@ def describe(prepared: Prepared, out: epath.PathLike) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = re.sub(r'^Failed to construct dataset .*?\}": ', "", " ".join(str(error).split()))  # TFDS puts it before
     return text if len(text) <= 300 else text[:300] + " ..."
