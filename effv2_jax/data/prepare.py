@@ -376,7 +376,7 @@ def _compressed(root: epath.Path) -> list[str]:
 
 
 def _refuse_compressed(root: epath.Path) -> None:
-    """Of a folder in which images are looked for by no name: whatever is compressed may hold some."""
+    """Where a part was not found by its name: whatever is compressed may hold it."""
     if packed := _compressed(root):
         raise UserError(
             f"'{root / packed[0]}' is compressed, and images are read one by one from a tar: unpack it, and move it "
