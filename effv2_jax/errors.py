@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 EXIT_MISTAKE = 2  # as argparse has it
@@ -52,3 +53,9 @@ def check_known(field: str, value: object, known: Iterable[str]) -> None:
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
         raise UserError(f"{field} '{value}' is unknown; {hint}")
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says, for the middle of a sentence: at most 300 characters."""
+    text = re.sub(r'^Failed to construct dataset .*?\}": ', "", " ".join(str(error).split()))  # TFDS puts it before
+    return text if len(text) <= 300 else text[:300] + " ..."

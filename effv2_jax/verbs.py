@@ -184,7 +184,9 @@ def data_prepare(args: argparse.Namespace) -> None:
     elif args.kind == "folder":
         result = prepare.prepare_folder(args.source, args.out, args.name, settings)
     else:
-        result = prepare.prepare_by_tfds(args.kind, args.out, args.source)
+        from effv2_jax.data.prepare_tfds import prepare_by_tfds
+
+        result = prepare_by_tfds(args.kind, args.out, args.source)
     print(prepare.describe(result, args.out))
 
 

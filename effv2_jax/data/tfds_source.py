@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.sources import Label, Sources
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, one_line
 
 
 class TfdsSplit:
@@ -127,7 +127,7 @@ class _DataSet:
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f"the data set '{self.name}' has no split '{split}'{where}; it has {', '.join(info.splits)}: "
-                f"{_one_line(error)}"
+                f"{one_line(error)}"
             ) from None
         if not len(records):
             raise UserError(f"the split '{split}' of '{self.name}'{where} is empty")
@@ -157,7 +157,7 @@ def _open(name: str, data_dir: str) -> Any:
                 f"config.data.name='{name}' is a folder, and config.data.source='tfds' wants the name of a data set: "
                 "--config.data.source=folder reads images below it"
             ) from None
-        raise UserError(f"TFDS cannot open '{name}' (config.data.name): {_one_line(error)}") from None
+        raise UserError(f"TFDS cannot open '{name}' (config.data.name): {one_line(error)}") from None
     if not builder.info.splits:
         out = f" --out={data_dir}" if data_dir else " --out=DIR"
         kind = {"imagenet2012": "imagenet --source=TARS"}.get(name, name)
@@ -217,8 +217,3 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W], [H, W, 1] or [H, W, 3] as [H, W, 3]."""
     image = image[..., None] if image.ndim == 2 else image
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + " ..."

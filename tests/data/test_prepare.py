@@ -28,7 +28,8 @@ from effv2_jax.config import defaults
 from effv2_jax.data import listing as listing_module
 from effv2_jax.data import prepare, published, shards
 from effv2_jax.data.listing import Entry, make_listings
-from effv2_jax.data.prepare import Settings, prepare_by_tfds, prepare_folder, prepare_imagenet
+from effv2_jax.data.prepare import Settings, prepare_folder, prepare_imagenet
+from effv2_jax.data.prepare_tfds import prepare_by_tfds
 from effv2_jax.data.sources import make_sources
 from effv2_jax.data.tar_index import read_member, tar_members
 from effv2_jax.errors import Unavailable, UserError
