@@ -1,12 +1,16 @@
 """A rehearsal of every recipe on TFDS' data: a short stage on generated examples in the true builder's files."""
 
+import dataclasses
 from pathlib import Path
 
+import ilsvrc
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from effv2_jax.cli import load_config
+from effv2_jax.data.prepare import prepare_imagenet
+from effv2_jax.data.published import imagenet21k
 from effv2_jax.data.sources import make_sources
 from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.train import train
@@ -103,6 +107,18 @@ def test_a_recipe_trains_and_evaluates(recipe, data_dir, tmp_path):
     assert all(np.isfinite(record["train/loss"]) for record in records if "train/loss" in record)
     [result] = [record for record in records if "evaluation/raw_top1" in record]
     assert result["evaluation/raw_count"] == 40
+
+
+@pytest.mark.slow
+def test_pre_training_on_what_is_prepared_of_imagenet21k(tmp_path):
+    ilsvrc.write_tree(tmp_path / "source", by_class=True)
+    any_number = dataclasses.replace(imagenet21k(), examples={}, places={"train": ("train",)})
+    prepare_imagenet(any_number, tmp_path / "source", tmp_path / "data")
+    splits = ["--config.data.train_split=train[8:]", "--config.data.evaluation_split=train[:8]"]
+    overrides = [*SHORT, *splits, f"--config.data.data_dir={tmp_path / 'data'}"]
+    train(load_config(str(ROOT / "configs" / "imagenet21k.py:s"), overrides), str(tmp_path / "run"))
+    [result] = [record for record in read_metrics(tmp_path / "run" / METRICS_FILE) if "evaluation/raw_top1" in record]
+    assert result["evaluation/raw_count"] == 8
 
 
 @pytest.mark.slow
