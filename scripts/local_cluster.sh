@@ -5,6 +5,7 @@
 #
 # Each line of the log begins with the process that it is from. Ctrl-C and SIGTERM ask all processes to save and leave
 # (exit code 75), a second one kills them. Where one fails the others are ended, and its exit code is that of the whole.
+# In the background, where there is no Ctrl-C (and bash may have SIGINT ignored), send SIGTERM.
 set -euo pipefail
 readonly MISTAKE=2 PREEMPTED=75
 readonly GRACE=30 # seconds that the others have to leave where one has failed

@@ -13,7 +13,7 @@
 # asked for with is kept in its description, out of which `train` asks for it again where it was preempted.
 #
 # Exit codes: that of the training (docs/reliability.md); 2, a mistake; 69, Google Cloud has no such slice to give, or does
-# not answer; 75, the training was stopped; 130, Ctrl-C.
+# not answer; 75, the training was stopped; 130, Ctrl-C or SIGTERM (in the background send SIGTERM: SIGINT may be ignored).
 set -euo pipefail
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     echo "tpu_vm: error: needs bash 4.4 or newer, not $BASH_VERSION" >&2

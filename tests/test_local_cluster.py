@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import children
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "local_cluster.sh"
@@ -27,15 +28,27 @@ sys.exit(int(end))
 
 
 @pytest.fixture
-def effv2(tmp_path):
+def effv2(tmp_path, monkeypatch):
     path = tmp_path / "effv2"
     path.write_text(PROGRAM)
     path.chmod(0o755)
-    return str(path)
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))  # marks all that the test starts
+    yield str(path)
+    assert children.end("TEST_FOLDER", str(tmp_path)) == []
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=120)
+
+
+def start_waiting(effv2: str, ends: str, *shell: str) -> subprocess.Popen:
+    """Two processes, once both can be asked to leave."""
+    words = [*shell, "bash", str(SCRIPT), "2", effv2, "train", f"--ends={ends}"]
+    process = children.start(words)
+    for _ in range(2):
+        while not (line := process.stdout.readline()).endswith("to stderr\n"):
+            assert line
+    return process
 
 
 def test_each_process_knows_the_others_and_its_lines_are_marked(effv2):
@@ -59,14 +72,7 @@ def test_the_first_failure_ends_all(effv2, ends, code):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_asks_all_to_leave_and_a_second_one_kills(effv2, name):
     for ends, code in (("wait,wait", 75), ("deaf,deaf", 137)):
-        process = subprocess.Popen(
-            ["bash", str(SCRIPT), "2", effv2, "train", f"--ends={ends}"], stdout=subprocess.PIPE, text=True
-        )
-        ready = 0
-        while ready < 2:
-            line = process.stdout.readline()
-            assert line
-            ready += line.endswith("to stderr\n")
+        process = start_waiting(effv2, ends)
         process.send_signal(getattr(signal, name))
         if code == 137:
             time.sleep(1)
@@ -74,6 +80,22 @@ def test_a_signal_asks_all_to_leave_and_a_second_one_kills(effv2, name):
             process.send_signal(getattr(signal, name))
         process.communicate(timeout=60)
         assert process.returncode == code
+
+
+def test_in_the_background_where_ctrl_c_is_ignored_sigterm_works(effv2):
+    process = start_waiting(effv2, "wait,wait", "sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_nothing_outlives_a_test_that_failed(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    process = children.start(["sh", "-c", "setsid sleep 120 & echo; exec sleep 121"])
+    process.stdout.readline()
+    assert sorted(children.end("TEST_FOLDER", str(tmp_path))) == ["sleep 120", "sleep 121"]
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL and children.living("TEST_FOLDER", str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

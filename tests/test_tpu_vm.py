@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import children
 import pytest
 from test_processes import ROOT, command, free_port
 
@@ -95,19 +96,16 @@ class Cloud:
         )
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.words(*arguments),
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        return children.start(
+            self.words(*arguments), env=self.environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT
         )
 
-    def end(self) -> None:
-        """Ends what still runs on the hosts."""
+    def end(self) -> list[str]:
+        """Ends what still runs on the hosts; what should have ended by itself."""
+        (self.folder / "mute").unlink(missing_ok=True)
         if self.there:
-            assert self.run("delete", "--yes").returncode == 0
+            self.run("delete", "--yes")
+        return children.end("FAKE_CLOUD", str(self.folder))
 
     @property
     def there(self) -> bool:
@@ -130,7 +128,7 @@ def cloud(request, tmp_path):
         pytest.skip("needs git and Linux")
     cloud = Cloud(tmp_path, getattr(request, "param", EFFV2))
     yield cloud
-    cloud.end()
+    assert cloud.end() == []
 
 
 @pytest.fixture
@@ -353,7 +351,6 @@ def test_gcloud_may_fail_for_a_while_but_not_for_ever(ready):
     ready.put("mute", "1000")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 69 and "gcloud cannot tell what became of slice" in out
-    (ready.folder / "mute").unlink()
 
 
 def test_ctrl_c_ends_the_watching_alone(ready):
