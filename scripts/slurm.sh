@@ -34,7 +34,8 @@ fi
 # To the processes, which save and leave; srun itself would end them after 30 s.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # A process that failed is started again by its supervisor, and the others by theirs once JAX misses it.
-srun --kill-on-bad-exit=0 .venv/bin/python scripts/supervise.py "$@" --distributed &
+# Since Slurm 22.05 srun does not take --cpus-per-task from sbatch, and each process would have one core.
+srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" .venv/bin/python scripts/supervise.py "$@" --distributed &
 step=$!
 wait "$step" || true
 while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done # a signal ends the waiting alone

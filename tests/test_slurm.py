@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,7 +14,7 @@ PROGRAMS = {
     # Like Slurm's, ends with the highest exit code of its tasks.
     "srun": """
 echo "$@" >>"$FAKE/srun"
-[ "$1" = --kill-on-bad-exit=0 ] && shift
+while [[ $1 == --* ]]; do shift; done
 trap "" TERM
 for number in 0 1; do SLURM_PROCID=$number "$@" & echo $! >>"$FAKE/tasks"; tasks="$tasks $!"; done
 code=0
@@ -56,6 +57,7 @@ def slurm(tmp_path):
         environment = os.environ | {
             "PATH": f"{programs}:/usr/bin:/bin",
             "SLURM_JOB_ID": "7",
+            "SLURM_CPUS_PER_TASK": "12",
             "FAKE": str(fake),
             "END": end,
         }
@@ -63,16 +65,19 @@ def slurm(tmp_path):
         words = ["bash", "-c", 'echo $$ >"$FAKE/batch"; exec bash scripts/slurm.sh "$@"', "sbatch"]
         words += ["effv2", "train", "--workdir=work", "--config.note=a b"]
         done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
-        asked = {name: fake / name for name in ("scancel", "squeue", "scontrol")}
+        asked = {name: fake / name for name in ("srun", "scancel", "squeue", "scontrol")}
         asked = {name: path.read_text().strip() for name, path in asked.items() if path.exists()}
         return done.returncode, done.stdout + done.stderr, asked
 
-    return run
+    yield run
+    assert children.end("FAKE", str(fake)) == []
 
 
 def test_each_task_trains_under_its_supervisor(slurm):
     code, log, asked = slurm("0")
-    assert code == 0 and asked == {}
+    assert code == 0 and asked.keys() == {"srun"}
+    # srun does not inherit the cores from sbatch.
+    assert asked["srun"].startswith("--kill-on-bad-exit=0 --cpus-per-task=12 .venv/bin/python scripts/supervise.py ")
     for task in (0, 1):
         assert f"task {task}: train --workdir=work --config.note=a b --distributed\n" in log
 
@@ -90,7 +95,7 @@ def test_a_cancelled_job_stays_cancelled(slurm):
 
 def test_a_mistake_is_not_repeated(slurm):
     code, log, asked = slurm("2")
-    assert code == 2 and asked == {} and log.count("task 0") == 1
+    assert code == 2 and asked.keys() == {"srun"} and log.count("task 0") == 1
 
 
 def test_without_a_command_or_slurm():
