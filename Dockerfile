@@ -1,8 +1,10 @@
 # The image for CPUs, GPUs or TPUs:
 #
 #   docker build --build-arg ACCELERATOR=gpu --tag effv2_jax:gpu .        cpu (the default), gpu or tpu
-#   docker run --gpus=all --volume=$PWD/runs:/effv2_jax/runs effv2_jax:gpu train --config=configs/digits.py --workdir=runs/digits
+#   mkdir -p runs
+#   docker run --gpus=all --user="$(id -u):$(id -g)" --volume="$PWD/runs:/effv2_jax/runs" effv2_jax:gpu train --config=configs/digits.py --workdir=runs/digits
 #
+# --user: what it writes to runs is yours. Without mkdir Docker would make runs itself, as root's.
 # .dockerignore says what gets in. Buckets are reached with the rights of the machine: no key belongs into an image.
 FROM python:3.11-slim
 
@@ -20,7 +22,9 @@ COPY effv2_jax effv2_jax
 COPY configs configs
 COPY scripts scripts
 RUN pip install --no-cache-dir --no-deps --editable . \
-    && useradd --create-home effv2 && mkdir runs && chown effv2 runs
+    && useradd effv2 && mkdir runs && chown effv2 runs
+# A place to write for whatever user it runs as.
+ENV HOME=/tmp
 USER effv2
 
 ENTRYPOINT ["effv2"]

@@ -39,6 +39,15 @@ def test_the_image_runs_without_rights_of_root():
     assert re.search(r'^ENTRYPOINT \["effv2"\]$', DOCKERFILE, re.MULTILINE)
 
 
+def test_whoever_runs_it_may_write_where_it_is_told_to():
+    lines = DOCKERFILE.splitlines()
+    made = lines.index("#   mkdir -p runs")
+    words = shlex.split(lines[made + 1].removeprefix("#"))
+    assert words[:2] == ["docker", "run"]
+    assert {"--user=$(id -u):$(id -g)", "--volume=$PWD/runs:/effv2_jax/runs"} < set(words)
+    assert DOCKERFILE.index("\nENV HOME=/tmp\n") < DOCKERFILE.index("\nUSER effv2\n")
+
+
 @pytest.fixture(scope="module")
 def job():
     service, job = yaml.safe_load_all((ROOT / "scripts" / "gke_job.yaml").read_text())
