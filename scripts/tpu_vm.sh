@@ -197,6 +197,11 @@ create() {
         request "${options[@]}"
     fi
     await
+    if [[ $phase == gone ]]; then
+        say "error: $name is $state, and was not ready; the same command asks anew"
+        offer_delete
+        exit $UNAVAILABLE
+    fi
 }
 
 pack() {

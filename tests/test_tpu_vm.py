@@ -251,6 +251,13 @@ def test_a_request_that_fails_is_offered_for_deletion(cloud):
     assert run.returncode == 0 and "slice is FAILED. Delete it, and ask anew? [y/N]" in run.stderr
 
 
+def test_a_slice_that_never_came_is_no_success(cloud):
+    cloud.put("coming", "PROVISIONING SUSPENDED")
+    run = cloud.run("create", "--accelerator_type=v5litepod-16", "--spot")
+    assert run.returncode == 69 and "error: slice is SUSPENDED, and was not ready" in run.stderr
+    assert cloud.there and "Delete it? [y/N]" in run.stderr
+
+
 def test_ctrl_c_while_waiting_tells_what_stays(cloud):
     cloud.put("coming", "WAITING_FOR_RESOURCES")
     process = cloud.start("create", "--accelerator_type=v5litepod-16", "--yes")
