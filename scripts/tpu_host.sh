@@ -3,7 +3,8 @@
 #
 #   tpu_host.sh setup | start COMMAND... | state | follow [LINES] | stop
 #
-# `start` holds ~/effv2_run/lock for as long as the training lives, so that there is one at a time.
+# `start` holds ~/effv2_run/lock for as long as the training lives, so that there is one at a time. Who only wants to know
+# shares the lock for a moment, so that two who ask don't take each other for a training.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 env=$HOME/effv2_env run=$HOME/effv2_run
@@ -12,6 +13,8 @@ mkdir -p "$run"
 touch "$run/lock" "$run/train.log"
 
 say() { echo "$(hostname): $*"; }
+
+trains() { ! flock --shared --nonblock "$run/lock" true; }
 
 # The images have Python 3.10, and JAX needs 3.11: uv brings it where it is not there.
 setup() {
@@ -25,7 +28,7 @@ start() {
     local command
     command=$(printf '%q ' "$@")
     exec 9>"$run/lock" # the training inherits it, and the lock with it
-    if ! flock --nonblock 9; then
+    if ! flock --nonblock 9 && { trains || ! flock --timeout=5 9; }; then # 5 s: for those who only ask
         [[ $command == "$(cat "$run/command")" ]] && say "trains already" && return
         say "trains something else, stop that first: $(cat "$run/command")" >&2
         exit 2
@@ -50,7 +53,7 @@ run() {
 # other than `stop`, as by the end of a spot machine; it wants to be started.
 state() {
     local word=idle code
-    if ! flock --nonblock "$run/lock" true; then
+    if trains; then
         word=training
     elif [[ -e $run/stopped ]]; then
         word=stopped
@@ -70,9 +73,9 @@ follow() {
 
 stop() {
     touch "$run/stopped"
-    if ! flock --nonblock "$run/lock" true; then
+    if trains; then
         pkill --signal=TERM --parent "$(cat "$run/pid")" || true # the supervisor, which passes it on
-        flock --timeout=900 "$run/lock" true || { say "still saves after 900 s" >&2 && exit 1; }
+        flock --shared --timeout=900 "$run/lock" true || { say "still saves after 900 s" >&2 && exit 1; }
     fi
     say "stopped"
 }

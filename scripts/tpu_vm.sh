@@ -212,7 +212,7 @@ pack() {
 
 # The code and what it requires, on every host that trains nothing.
 put() {
-    local unpack="mkdir -p effv2_run && if flock --nonblock effv2_run/lock true; then rm -rf effv2_jax && mkdir effv2_jax"
+    local unpack="mkdir -p effv2_run && if flock --shared --nonblock effv2_run/lock true; then rm -rf effv2_jax && mkdir effv2_jax"
     unpack+=" && tar -xzf effv2_jax.tar.gz -C effv2_jax && bash effv2_jax/scripts/tpu_host.sh setup; fi"
     tpus tpu-vm scp "$scratch/effv2_jax.tar.gz" "$name:effv2_jax.tar.gz" --worker=all &&
         tpus tpu-vm ssh "$name" --worker=all --command="$unpack"

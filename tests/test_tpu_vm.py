@@ -1,5 +1,6 @@
 """Launching on Cloud TPU slices, with gcloud replaced by one whose hosts are folders (`fake_gcloud`)."""
 
+import fcntl
 import json
 import os
 import re
@@ -320,6 +321,22 @@ def test_a_preempted_slice_is_made_again_and_goes_on(ready):
     first, second = ready.calls("queued-resources", "create")
     assert first == second and "--spot" in second
     assert not ready.there
+
+
+def test_who_only_asks_is_not_taken_for_a_training(ready):
+    assert ready.run("setup").returncode == 0
+    with (ready.folder / "hosts/0/effv2_run/lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as `state` does for a moment
+        assert sorted(line.split()[0] for line in ready.run("status").stdout.splitlines()) == ["idle", "idle", "slice:"]
+        assert ready.run("setup").stdout.count("installed") == 2
+        assert ready.run("stop").stdout.count("stopped") == 2
+        process = ready.start("train", *TRAIN)
+        read_until(process, "w-1: training started")
+    text = read_until(process, "from step 0")
+    assert "w-0: training started" in text
+    ready.put("finish", "0")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_a_host_that_was_rebooted_trains_again(ready):
