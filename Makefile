@@ -25,7 +25,7 @@ test: lint types
 	$(BIN)/pytest -n 2 -m "not slow"
 
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 -m slow
 
 lint: install
 	$(BIN)/ruff check
