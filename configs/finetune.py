@@ -26,7 +26,7 @@ weights, and hours on 32 TPUv3 cores (paper, Table 7):
 from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.recipes import MINIVAL, finetune, shrink
+from effv2_jax.recipes import finetune, imagenet_data, shrink
 
 DATA = ("folder", "imagenet")
 
@@ -86,7 +86,5 @@ def imagenet(variant, size, recipe):
     duration(config, "total", epochs=15.0)
     duration(config, "evaluate", epochs=1.0)
     duration(config, "checkpoint", epochs=0.25)
-    config.data.name = "imagenet2012"
-    config.data.train_split = f"train[{MINIVAL}:]"
-    config.data.num_examples = 1_281_167 - MINIVAL
+    imagenet_data(config)
     return config

@@ -76,7 +76,8 @@ def get_config(argument=None):
     # The large ones of V2 grow, the others only in the released code.
     grow = variant in PAPER or (variant in SMALL and recipe == "automl")
     resizing = args["resizing"] or ("progressive" if grow else "none")
-    augmentation = args["augmentation"] or ("randaugment" if variant in PAPER else "autoaugment")
+    as_v1 = variant in SMALL or (variant in V1 and resizing == "none")
+    augmentation = args["augmentation"] or ("autoaugment" if as_v1 else "randaugment")
     check_known("resizing", resizing, ("progressive", "random", "none"))
     check_known("regularization", args["regularization"], ("adaptive", "vanilla"))
     check_known("augmentation", augmentation, ("randaugment", "autoaugment"))
@@ -87,11 +88,10 @@ def get_config(argument=None):
         large(config, *PAPER[variant])
     elif variant in PAPER:
         released(config, *AUTOML[variant])
-    elif variant in V1 and resizing != "none":
+    elif not as_v1:
         _, *regularization = PAPER["s" if variant <= "efficientnet-b4" else "m"]
         preprocess_as_v1(config)
         large(config, get_architecture(config.model.variant).evaluation_size, *regularization)
-        augmentation = args["augmentation"] or "randaugment"
     else:
         preprocess_as_v1(config)
         small(config, augmentation)

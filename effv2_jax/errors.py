@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import re
 from collections.abc import Iterable
 
 EXIT_MISTAKE = 2  # as argparse has it
@@ -55,7 +54,7 @@ def check_known(field: str, value: object, known: Iterable[str]) -> None:
         raise UserError(f"{field} '{value}' is unknown; {hint}")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """What another library says, for the middle of a sentence: at most 300 characters."""
-    text = re.sub(r'^Failed to construct dataset .*?\}": ', "", " ".join(str(error).split()))  # TFDS puts it before
+    text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:300] + " ..."

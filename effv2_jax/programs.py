@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from effv2_jax import mesh as mesh_lib
@@ -25,6 +25,7 @@ from effv2_jax.curriculum import Curriculum, Stage, make_curriculum
 from effv2_jax.hlo import figures
 from effv2_jax.isolated import in_a_process
 from effv2_jax.optimizer import make_schedule
+from effv2_jax.publish import put
 from effv2_jax.tpu import slice_mesh
 
 EVALUATION = "evaluation"
@@ -138,11 +139,7 @@ def _compile(
             "flops": cost["flops"],
             "accessed_bytes": cost["bytes accessed"],
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A process that was stopped leaves no half-written figures.
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(found, file)
-    os.replace(file.name, path)
+    put(epath.Path(path), json.dumps(found).encode())
     return found, time.perf_counter() - start
 
 

@@ -12,14 +12,19 @@ def imagenet(variant: str) -> ConfigDict:
     """ImageNet-1k from scratch: `defaults` for a variant, with the data, and without a curriculum of its own."""
     config = defaults()
     config.model.variant = variant
+    imagenet_data(config)
+    config.batch_norm.group_size = 1024  # the released TPU batch norm: groups of 8 cores with 128 images each
+    config.evaluation.image_size = get_architecture(variant).evaluation_size
+    return config
+
+
+def imagenet_data(config: ConfigDict) -> None:
+    """ImageNet-1k without the images that are held out for choices."""
     config.data.source = "tfds"
     config.data.name = "imagenet2012"
     config.data.train_split = f"train[{MINIVAL}:]"
     config.data.evaluation_split = "validation"
     config.data.num_examples = 1_281_167 - MINIVAL
-    config.batch_norm.group_size = 1024  # the released TPU batch norm: groups of 8 cores with 128 images each
-    config.evaluation.image_size = get_architecture(variant).evaluation_size
-    return config
 
 
 def finetune(variant: str, size: int, recipe: str) -> ConfigDict:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from effv2_jax.config import to_dict
 from effv2_jax.errors import UserError
 from effv2_jax.progress import say
+from effv2_jax.publish import put
 
 ID_FILE = "wandb_id.txt"
 # For the last uploads. Other processes wait PARTING (cli) for this one to leave, and a machine that is taken away not
@@ -81,7 +82,5 @@ def _id_of(workdir: epath.Path) -> str:
     if path.exists() and (known := path.read_text().strip()):
         return known
     made = uuid.uuid4().hex[:12]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(made)
-    temporary.replace(path)
+    put(path, made.encode())
     return made

@@ -13,9 +13,9 @@ import numpy as np
 from etils import epath
 
 from effv2_jax.data.folder import EXTENSIONS
-from effv2_jax.data.publish import put
 from effv2_jax.data.tar_index import read_member, tar_members
 from effv2_jax.errors import UserError
+from effv2_jax.publish import put
 
 WHOLE = -1  # the offset of an image that is a file of its own
 

@@ -30,11 +30,11 @@ from effv2_jax.data.listing import (
     some,
     stamp_of,
 )
-from effv2_jax.data.publish import put
 from effv2_jax.data.published import Published, check_md5, check_numbers
 from effv2_jax.data.shards import RECORDS, Shard, finished, make_shards, write_shards
 from effv2_jax.errors import Unavailable, UserError, one_line, takes_no_writing
 from effv2_jax.lock import LOCK_FILE, exclusive
+from effv2_jax.publish import put, put_folder
 
 REPORT = "prepare_report.json"
 INFO = "dataset_info.json"  # TFDS takes a folder with it for a prepared data set
@@ -244,8 +244,7 @@ def _write_metadata(
     info.set_splits(tfds.core.splits.SplitDict(splits))
     with tempfile.TemporaryDirectory() as temporary:
         info.write_to_directory(temporary)
-        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == INFO):
-            put(folder / path.name, path.read_bytes())
+        put_folder(Path(temporary), folder, last=INFO)
 
 
 @contextlib.contextmanager

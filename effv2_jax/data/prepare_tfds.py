@@ -9,9 +9,9 @@ from typing import Any
 from etils import epath
 
 from effv2_jax.data.prepare import INFO, Prepared
-from effv2_jax.data.publish import put
-from effv2_jax.data.tfds_source import class_label, image_and_label
-from effv2_jax.errors import Unavailable, UserError, one_line, takes_no_writing
+from effv2_jax.data.tfds_source import class_label, image_and_label, words_of_tfds
+from effv2_jax.errors import Unavailable, UserError, takes_no_writing
+from effv2_jax.publish import put_folder
 
 
 def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepared:
@@ -42,18 +42,16 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
                 builder.download_and_prepare(download_config=config, file_format="array_record")
         except AssertionError as error:  # so TFDS tells of files that have to be there
             raise UserError(
-                f"TFDS cannot prepare '{name}': {one_line(error)}; --source=DIR names their folder"
+                f"TFDS cannot prepare '{name}': {words_of_tfds(error)}; --source=DIR names their folder"
             ) from None
         except (ImportError, NonMatchingChecksumError) as error:  # a package that only this data set needs
-            raise UserError(f"TFDS cannot prepare '{name}': {one_line(error)}") from None
+            raise UserError(f"TFDS cannot prepare '{name}': {words_of_tfds(error)}") from None
         except (OSError, tfds.download.DownloadError) as error:
             if takes_no_writing(error):
-                raise UserError(f"'{folder}' cannot be written: {one_line(error)}") from None
-            raise Unavailable(f"TFDS cannot prepare '{name}' now: {one_line(error)}") from None
+                raise UserError(f"'{folder}' cannot be written: {words_of_tfds(error)}") from None
+            raise Unavailable(f"TFDS cannot prepare '{name}' now: {words_of_tfds(error)}") from None
         if remote and not (final / INFO).exists():
-            # The file that makes it a data set comes last.
-            for path in sorted(Path(builder.data_dir).iterdir(), key=lambda path: path.name == INFO):
-                put(final / path.name, path.read_bytes())
+            put_folder(Path(builder.data_dir), final, last=INFO)
     info = tfds.builder_from_directory(str(final)).info
     formats = sorted(known.value for known in info.available_file_formats())
     if "array_record" not in formats:
@@ -79,6 +77,6 @@ def _builder(name: str, folder: str) -> Any:
             "'effv2 data prepare folder --source=DIR' takes any folder of images"
         ) from None
     except OSError as error:
-        raise Unavailable(f"TFDS cannot open '{name}' now: {one_line(error)}") from None
+        raise Unavailable(f"TFDS cannot open '{name}' now: {words_of_tfds(error)}") from None
     except Exception as error:  # TFDS raises many kinds for a bad name, configuration or version
-        raise UserError(f"TFDS cannot open '{name}': {one_line(error)}") from None
+        raise UserError(f"TFDS cannot open '{name}': {words_of_tfds(error)}") from None

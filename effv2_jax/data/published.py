@@ -11,8 +11,8 @@ from etils import epath
 
 from effv2_jax.bars import bar
 from effv2_jax.data.listing import Listings, stamp_of
-from effv2_jax.data.publish import put
 from effv2_jax.errors import UserError
+from effv2_jax.publish import put
 
 _BLOCK = 1 << 24  # bytes read at a time
 

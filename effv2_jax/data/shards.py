@@ -21,8 +21,8 @@ from etils import epath
 
 from effv2_jax.data.decode import BrokenImage, Picture
 from effv2_jax.data.listing import Listing
-from effv2_jax.data.publish import Local, put
 from effv2_jax.errors import Unavailable, UserError
+from effv2_jax.publish import Local, put
 
 RECORDS = "prepare"  # folder of what is known of finished shards, while others are not
 IMAGES_PER_SHARD = 4096  # of ImageNet 0.45 GB: what an interruption loses of each process's work

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 import sys
 from typing import Any
 
@@ -127,7 +128,7 @@ class _DataSet:
         except (ValueError, KeyError, AssertionError) as error:
             raise UserError(
                 f"the data set '{self.name}' has no split '{split}'{where}; it has {', '.join(info.splits)}: "
-                f"{one_line(error)}"
+                f"{words_of_tfds(error)}"
             ) from None
         if not len(records):
             raise UserError(f"the split '{split}' of '{self.name}'{where} is empty")
@@ -157,7 +158,7 @@ def _open(name: str, data_dir: str) -> Any:
                 f"config.data.name='{name}' is a folder, and config.data.source='tfds' wants the name of a data set: "
                 "--config.data.source=folder reads images below it"
             ) from None
-        raise UserError(f"TFDS cannot open '{name}' (config.data.name): {one_line(error)}") from None
+        raise UserError(f"TFDS cannot open '{name}' (config.data.name): {words_of_tfds(error)}") from None
     if not builder.info.splits:
         out = f" --out={data_dir}" if data_dir else " --out=DIR"
         kind = {"imagenet2012": "imagenet --source=TARS"}.get(name, name)
@@ -217,3 +218,8 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
     """uint8 [H, W], [H, W, 1] or [H, W, 3] as [H, W, 3]."""
     image = image[..., None] if image.ndim == 2 else image
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def words_of_tfds(error: BaseException) -> str:
+    """What TFDS says, for the middle of a sentence: without the builder's arguments, which it puts before."""
+    return one_line(re.sub(r'^Failed to construct dataset .*?\}": ', "", " ".join(str(error).split())))

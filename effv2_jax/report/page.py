@@ -18,6 +18,7 @@ from effv2_jax.config import defaults, flatten, to_dict
 from effv2_jax.data.folder import EXTENSIONS
 from effv2_jax.errors import UserError
 from effv2_jax.progress import clock
+from effv2_jax.publish import put
 from effv2_jax.report.charts import AVERAGED, LARGE, RAW, SERIES_COLORS, TRAINING, color_of, draw_charts
 from effv2_jax.report.confusion import Predictions, predict_run
 from effv2_jax.report.runs import Run, facts, read_runs, reason
@@ -69,12 +70,9 @@ def write_report(
     if "://" not in str(out) and not out.parent.is_dir():
         raise UserError(f"--out='{out}' cannot be written: there is no folder '{out.parent}'")
     page = make_page(read_runs(workdirs), confusion, log)
-    temporary = out.with_name(f"{out.name}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        put(out, page.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"--out='{out}' cannot be written: {error}") from None
 
 

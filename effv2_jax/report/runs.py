@@ -12,7 +12,7 @@ from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
 from effv2_jax.config import flatten, from_dict
 from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.data.sources import make_sources
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, one_line
 from effv2_jax.evaluate import confidence_interval
 from effv2_jax.metrics import METRICS_FILE, read_metrics
 from effv2_jax.progress import clock, flatten_results
@@ -160,8 +160,7 @@ def _planned_stages(config: dict[str, Any]) -> tuple[Stage, ...]:
 
 def reason(error: BaseException) -> str:
     """An error in a few words, for the middle of a sentence."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return (words if len(words) <= 300 else f"{words[:300]} ...").rstrip(".")
+    return (one_line(error) or type(error).__name__).rstrip(".")
 
 
 def facts(run: Run) -> dict[str, tuple[str, str]]:

@@ -42,3 +42,9 @@ def put(path: epath.Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with Local(path) as file:
         file.write_bytes(data)
+
+
+def put_folder(source: Path, folder: epath.Path, last: str) -> None:
+    """Writes all files of a local folder below another; that of the name `last`, which makes it whole, comes last."""
+    for path in sorted(source.iterdir(), key=lambda path: path.name == last):
+        put(folder / path.name, path.read_bytes())
