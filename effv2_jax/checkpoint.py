@@ -30,6 +30,11 @@ class _Manager(ocp.CheckpointManager):
         """Never: asking JAX from the thread that finishes a save would set back the count that `Preemption` keeps."""
         return False
 
+    def close(self) -> None:
+        """Ends what Orbax leaves running: the removal of half-written checkpoints, which the next manager repeats."""
+        self._maybe_await_cleanup_tmp_directory()
+        super().close()
+
 
 class Checkpoints:
     """The checkpoints of a run, `DIR/STEP`.
@@ -149,8 +154,9 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and ends the threads; nothing the second time, nor after a failure, which Orbax may hang upon."""
         if self._open:
-            self.wait()
-            self._manager.close()
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
             self._open = False
 
     def _seal(self) -> None:

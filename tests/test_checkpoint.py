@@ -271,3 +271,11 @@ def test_a_process_killed_while_it_saves_leaves_the_last_complete_checkpoint(tmp
         assert restored(tmp_path) in (complete, complete + 1)
     save_all(tmp_path, {1000: None}, keep_last=1)
     assert [path.name for path in tmp_path.iterdir()] == ["1000"]  # nothing half-written is left
+
+
+def test_the_half_written_are_gone_when_a_process_that_saves_nothing_closes(two_checkpoints):
+    for index in range(200):  # enough that they are not removed before `close`
+        (two_checkpoints / f"20.orbax-checkpoint-tmp/state/{index}").mkdir(parents=True)
+    checkpoints = Checkpoints(two_checkpoints, keep_last=2)
+    checkpoints.close()
+    assert sorted(path.name for path in two_checkpoints.iterdir()) == ["3", "7"]
