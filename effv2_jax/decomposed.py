@@ -1,16 +1,19 @@
 """Convolutions and batch norm as what XLA's CPU backend runs fast, gradients included.
 
-That backend runs a grouped convolution one channel at a time. It fuses whatever made an operand into every term that
-reads it, so that nine shifted products would compute nine times what came before: hence the barriers, which do nothing
-but keep an array as it is.
+That backend runs a grouped convolution one channel at a time, and multiplies by the zeros that the gradient of a
+strided convolution has between its pixels. It fuses what made an operand into each of its readers, and so computes it
+again for each: a depthwise convolution for every sum that batch norm takes of it, SiLU pixel by pixel in the order of a
+transposed copy. `lax.optimization_barrier` is gone before it fuses; a function that may not be inlined stays apart.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
 # The convolutions that are left are faster by Eigen than by YNNPACK, which takes them by default.
@@ -34,6 +37,21 @@ def _known_options() -> dict[str, Any]:
     return dict(_OPTIONS)
 
 
+def _apart(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The function of arrays, which XLA fuses with nothing around it; other arguments are keywords, and hashable."""
+
+    def call(*arrays: Array, **static: Any) -> Array:
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(function, static_argnames=tuple(static))(*arrays, **static)
+
+    return call
+
+
+@_apart
+def _transposed(x: Array, *, order: tuple[int, ...]) -> Array:
+    return x.transpose(order)
+
+
 @jax.custom_vjp
 def pointwise_convolution(x_BxHxWxI: Array, kernel_IxO: Array) -> Array:
     """A 1 x 1 convolution of stride 1, as a matrix product."""
@@ -45,22 +63,84 @@ def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arr
 
 
 def _pointwise_backward(saved: tuple[Array, Array], dy_BxHxWxO: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+    x_BxHxWxI, kernel = saved
     dx = jnp.einsum("bhwo,io->bhwi", dy_BxHxWxO, kernel)
-    # The left operand of a product over all pixels is transposed first: let it be the narrower one.
+    x_NxI, dy_NxO = (pixels.reshape(-1, pixels.shape[-1]) for pixels in (x_BxHxWxI, dy_BxHxWxO))
+    # The left operand of a product over all pixels has to be transposed: let it be the narrower one.
     if kernel.shape[0] <= kernel.shape[1]:
-        return dx, jnp.einsum("bhwi,bhwo->io", lax.optimization_barrier(x), dy_BxHxWxO)
-    return dx, jnp.einsum("bhwo,bhwi->oi", lax.optimization_barrier(dy_BxHxWxO), x).T
+        return dx, _transposed(x_NxI, order=(1, 0)) @ dy_NxO
+    # Without the barrier XLA makes one product of two transposed operands of it, which is slow.
+    return dx, lax.optimization_barrier(_transposed(dy_NxO, order=(1, 0)) @ x_NxI).T
 
 
 pointwise_convolution.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def spatial_convolution(x_BxHxWxI: Array, kernel_KxKxIxO: Array, stride: int, pads: Pads) -> Array:
+    """A K x K convolution of the padded input."""
+    return _convolve(x_BxHxWxI, kernel_KxKxIxO, stride, pads)
+
+
+def _convolve(x: Array, kernel: Array, stride: int, pads: Pads, dilation: int = 1) -> Array:
+    strides, dilations = (stride, stride), (dilation, dilation)
+    layouts = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, pads, rhs_dilation=dilations, dimension_numbers=layouts)
+
+
+def _spatial_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, stride, pads), (x, kernel)
+
+
+def _spatial_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx = _spatial_input_gradient(x.shape, kernel, stride, pads, dy)
+    (top, bottom), (left, right) = pads
+    size, _, inputs, outputs = kernel.shape
+    # The sums over pixels and examples are a convolution of one operand, its channels as examples, with the other one.
+    channels_first, examples_third = (3, 1, 2, 0), (1, 2, 0, 3)
+    if stride == 1 and outputs < inputs:  # what a window moves over is read K * K times: let it be the narrower one
+        moved, still = _transposed(dy, order=channels_first), _transposed(x, order=examples_third)
+        mirrored = ((size - 1 - top, size - 1 - bottom), (size - 1 - left, size - 1 - right))
+        return dx, _convolve(moved, still, 1, mirrored)[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+    moved, still = _transposed(x, order=channels_first), _transposed(dy, order=examples_third)
+    # Rows and columns at the end that no stride reaches are left out.
+    below, beside = (
+        (count - 1) * stride + size - length - before
+        for count, length, (before, _) in zip(dy.shape[1:3], x.shape[1:3], pads, strict=True)
+    )
+    return dx, _convolve(moved, still, 1, ((top, below), (left, beside)), stride).transpose(1, 2, 0, 3)
+
+
+def _spatial_input_gradient(shape: tuple[int, ...], kernel: Array, stride: int, pads: Pads, dy_BxHxWxO: Array) -> Array:
+    """One convolution of dy for all stride * stride phases of the pixels, each of which meets its own share of taps."""
+    batch, height, width, inputs = shape
+    size, outputs = len(kernel), kernel.shape[-1]
+    taps = -(-size // stride)
+    missing = (0, taps * stride - size)
+    phases = jnp.pad(kernel, (missing, missing, (0, 0), (0, 0)))
+    phases = phases.reshape(taps, stride, taps, stride, inputs, outputs)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    (top, _), (left, _) = pads
+    rows, columns = -(-(height + top) // stride), -(-(width + left) // stride)
+    around = ((taps - 1, rows - dy_BxHxWxO.shape[1]), (taps - 1, columns - dy_BxHxWxO.shape[2]))
+    dx = _convolve(dy_BxHxWxO, phases.reshape(taps, taps, outputs, -1), 1, around)
+    dx = dx.reshape(batch, rows, columns, stride, stride, inputs).transpose(0, 1, 3, 2, 4, 5)
+    dx = dx.reshape(batch, rows * stride, columns * stride, inputs)
+    return dx[:, top : top + height, left : left + width]
+
+
+spatial_convolution.defvjp(_spatial_forward, _spatial_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_convolution(x_BxHxWxC: Array, kernel_KxKxC: Array, stride: int, pads: Pads) -> Array:
     """A depthwise convolution of the padded input, as K * K shifted products."""
-    padded = jnp.pad(lax.optimization_barrier(x_BxHxWxC), ((0, 0), *pads, (0, 0)))
-    return _sum_of_shifts(lax.optimization_barrier(padded), kernel_KxKxC, stride)
+    return _sum_of_shifts(_pad(x_BxHxWxC, pads), kernel_KxKxC, stride=stride)
+
+
+def _pad(x: Array, pads: Pads) -> Array:
+    # With the barrier XLA pads in the pass that computes x.
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
 def _shifts(padded: Array, size: int, stride: int) -> list[list[Array]]:
@@ -72,7 +152,7 @@ def _shifts(padded: Array, size: int, stride: int) -> list[list[Array]]:
     return [[padded[:, row, column] for column in columns] for row in rows]
 
 
-def _sum_of_shifts(padded: Array, kernel: Array, stride: int) -> Array:
+def _sum_of_shifts(padded: Array, kernel: Array, *, stride: int) -> Array:
     size = len(kernel)
     shifts = _shifts(padded, size, stride)
     terms = [shifts[i][j] * kernel[i, j] for i in range(size) for j in range(size)]
@@ -80,27 +160,31 @@ def _sum_of_shifts(padded: Array, kernel: Array, stride: int) -> Array:
 
 
 def _depthwise_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_convolution(x, kernel, stride, pads), (x, kernel)
+    padded = _pad(x, pads)
+    return _apart(_sum_of_shifts)(padded, kernel, stride=stride), (padded, kernel)
 
 
 def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+    padded, kernel = saved
     size = len(kernel)
-    x, dy = lax.optimization_barrier((x, dy))
     # dx: dy, with stride - 1 zeros between its pixels, meets the mirrored kernel.
     around = []
-    for length, count, (before, _) in zip(x.shape[1:3], dy.shape[1:3], pads, strict=True):
+    for length, count, (before, after) in zip(padded.shape[1:3], dy.shape[1:3], pads, strict=True):
         left = size - 1 - before
-        around.append((left, length + size - 1 - left - ((count - 1) * stride + 1), stride - 1))
+        around.append((left, length - before - after + size - 1 - left - ((count - 1) * stride + 1), stride - 1))
     spread = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *around, (0, 0, 0)))
-    dx = _sum_of_shifts(lax.optimization_barrier(spread), kernel[::-1, ::-1], 1)
-    # dkernel: all sums in one pass over the pixels, which XLA would read once for each.
-    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
+    dx = _apart(_sum_of_shifts)(spread, kernel[::-1, ::-1], stride=1)
+    dkernel = _sums_of_products(padded, dy, size=size, stride=stride)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+@_apart
+def _sums_of_products(padded: Array, dy: Array, *, size: int, stride: int) -> Array:
+    """[K, K, C] in float32: all sums over pixels in one pass, which XLA would read once for each."""
     products = [(shift * dy).astype(jnp.float32) for row in _shifts(padded, size, stride) for shift in row]
     zeros = (jnp.zeros((), jnp.float32),) * len(products)
     sums_BxC = lax.reduce(tuple(products), zeros, lambda a, b: tuple(map(jnp.add, a, b)), _ROWS_AND_COLUMNS)
-    dkernel = jnp.stack([sums.sum(0) for sums in sums_BxC]).reshape(kernel.shape)
-    return dx, dkernel.astype(kernel.dtype)
+    return jnp.stack([sums.sum(0) for sums in sums_BxC]).reshape(size, size, -1)
 
 
 depthwise_convolution.defvjp(_depthwise_forward, _depthwise_backward)
@@ -135,7 +219,6 @@ def _spread(values_GxC: Array) -> Array:
 def _normalize_forward(
     x: Array, scale: Array, bias: Array, epsilon: float, activate: bool, dtype: Any
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    x = lax.optimization_barrier(x)
     mean, var = group_moments(x)
     inverse = lax.rsqrt(var + epsilon)
     z = x.astype(jnp.float32) * _spread(scale * inverse) + _spread(bias - mean * scale * inverse)
@@ -152,7 +235,7 @@ def _normalize_backward(
     if activate:
         z = x * _spread(factor) + _spread(bias - mean * factor)
         gate = jax.nn.sigmoid(z)
-        dz = lax.optimization_barrier(dz * gate * (1 + z * (1 - gate)))
+        dz = dz * gate * (1 + z * (1 - gate))
     dbias = dz.sum((1, 2, 3))
     dscale = ((dz * x).sum((1, 2, 3)) - mean * dbias) * inverse
     # dx = factor * (dz - mean of dz - (x - mean) * inverse * mean of dz * (x - mean) * inverse)
@@ -160,7 +243,7 @@ def _normalize_backward(
     slope = -factor * inverse * dscale / count
     offset = -factor * dbias / count - slope * mean
     dx = dz * _spread(factor) + x * _spread(slope) + _spread(offset)
-    return lax.optimization_barrier(dx.astype(x_.dtype)), dscale.sum(0), dbias.sum(0)
+    return dx.astype(x_.dtype), dscale.sum(0), dbias.sum(0)
 
 
 normalize_groups.defvjp(_normalize_forward, _normalize_backward)

@@ -14,7 +14,13 @@ from flax import linen as nn
 from jax import lax
 
 from effv2_jax.architecture import Block
-from effv2_jax.decomposed import depthwise_convolution, group_moments, normalize_groups, pointwise_convolution
+from effv2_jax.decomposed import (
+    depthwise_convolution,
+    group_moments,
+    normalize_groups,
+    pointwise_convolution,
+    spatial_convolution,
+)
 
 Array = jax.Array
 Dtype = Any
@@ -53,12 +59,15 @@ def convolution(
     size = kernel.shape[0]
     if lowering == "product":
         return jnp.einsum("bhwi,io->bhwo", x_BxHxWxC, kernel[0, 0])
-    if lowering == "decomposed" and depthwise:
-        height, width = (pads_of(length, size, stride, padding) for length in x_BxHxWxC.shape[1:3])
-        return depthwise_convolution(x_BxHxWxC, kernel[:, :, 0], stride, (height, width))
-    if lowering == "decomposed" and size == stride == 1:
+    if lowering == "native" or size < stride:
+        groups = x_BxHxWxC.shape[-1] if depthwise else 1
+        return native_convolution(x_BxHxWxC, kernel, stride, groups, padding)
+    if size == 1 and not depthwise:
         return pointwise_convolution(x_BxHxWxC, kernel[0, 0])
-    return native_convolution(x_BxHxWxC, kernel, stride, x_BxHxWxC.shape[-1] if depthwise else 1, padding)
+    height, width = (pads_of(length, size, stride, padding) for length in x_BxHxWxC.shape[1:3])
+    if depthwise:
+        return depthwise_convolution(x_BxHxWxC, kernel[:, :, 0], stride, (height, width))
+    return spatial_convolution(x_BxHxWxC, kernel, stride, (height, width))
 
 
 class Conv(nn.Module):

@@ -1,5 +1,7 @@
 """Convolutions and batch norm as XLA's CPU backend runs them fast, against the plain operations, with gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,18 +27,32 @@ def check_equal_with_gradients(one, other, *arguments, tolerance=1e-4):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
+GEOMETRY = dict(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     size=st.sampled_from([3, 5]),
-    stride=st.sampled_from([1, 2]),
+    stride=st.sampled_from([1, 2, 3]),
     padding=st.sampled_from(["same", "symmetric"]),
 )
+
+
+@settings(max_examples=25, deadline=None)
+@given(**GEOMETRY)
 def test_depthwise(height, width, size, stride, padding):
     arguments = draws((2, height, width, 5), (size, size, 1, 5))
     one, other = (
         lambda x, kernel, lowering=lowering: convolution(x, kernel, stride, True, lowering, padding)
+        for lowering in ("decomposed", "native")
+    )
+    check_equal_with_gradients(one, other, *arguments)
+
+
+@settings(max_examples=25, deadline=None)
+@given(filters=st.sampled_from([(2, 5), (5, 2)]), **GEOMETRY)
+def test_spatial(filters, height, width, size, stride, padding):
+    arguments = draws((2, height, width, filters[0]), (size, size, *filters))
+    one, other = (
+        lambda x, kernel, lowering=lowering: convolution(x, kernel, stride, False, lowering, padding)
         for lowering in ("decomposed", "native")
     )
     check_equal_with_gradients(one, other, *arguments)
@@ -89,3 +105,28 @@ def test_the_gradient_of_a_depthwise_kernel_is_one_reduction_over_the_pixels():
 
     text = jax.jit(jax.grad(loss)).lower(kernel).as_text()
     assert text.count(":9 = stablehlo.reduce(") == 1 and "stablehlo.convolution" not in text
+
+
+def test_no_reader_of_a_depthwise_convolution_computes_it_again():
+    x, kernel, scale = draws((2, 6, 6, 8), (3, 3, 8), (8,))
+
+    def loss(x, kernel, scale):
+        y = decomposed.depthwise_convolution(jax.nn.silu(x), kernel, 1, ((1, 1), (1, 1)))
+        return decomposed.normalize_groups(y[None], scale, scale, 1e-3, True, jnp.float32)[0].sum()
+
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2)), compiler_options=decomposed.compiler_options("cpu"))
+    text = gradient.lower(x, kernel, scale).compile().as_text()
+    assert len(re.findall(r" call\(.*sum_of_shifts", text)) == 2  # forward, and for the gradient of x
+
+
+def test_the_gradient_of_a_strided_convolution_multiplies_no_zeros_between_pixels():
+    x, kernel = draws((2, 8, 8, 3), (3, 3, 3, 5))
+
+    def loss(x, convolve):
+        return jnp.square(convolve(x)).sum()
+
+    def windows(convolve):
+        return re.findall(r"lhs_dilate", jax.jit(jax.grad(loss), static_argnums=1).lower(x, convolve).as_text("hlo"))
+
+    assert windows(lambda x: convolution(x, kernel, 2, False, "native"))
+    assert not windows(lambda x: convolution(x, kernel, 2, False, "decomposed"))
