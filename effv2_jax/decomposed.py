@@ -174,17 +174,17 @@ def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy:
         around.append((left, length - before - after + size - 1 - left - ((count - 1) * stride + 1), stride - 1))
     spread = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *around, (0, 0, 0)))
     dx = _apart(_sum_of_shifts)(spread, kernel[::-1, ::-1], stride=1)
-    dkernel = _sums_of_products(padded, dy, size=size, stride=stride)
-    return dx, dkernel.astype(kernel.dtype)
+    sums_BxKxKxC = _sums_of_products(padded, dy, size=size, stride=stride)
+    return dx, sums_BxKxKxC.sum(0).astype(kernel.dtype)  # out here devices exchange it with all other sums
 
 
 @_apart
 def _sums_of_products(padded: Array, dy: Array, *, size: int, stride: int) -> Array:
-    """[K, K, C] in float32: all sums over pixels in one pass, which XLA would read once for each."""
+    """[B, K, K, C] in float32: all sums over pixels in one pass, which XLA would read once for each."""
     products = [(shift * dy).astype(jnp.float32) for row in _shifts(padded, size, stride) for shift in row]
     zeros = (jnp.zeros((), jnp.float32),) * len(products)
     sums_BxC = lax.reduce(tuple(products), zeros, lambda a, b: tuple(map(jnp.add, a, b)), _ROWS_AND_COLUMNS)
-    return jnp.stack([sums.sum(0) for sums in sums_BxC]).reshape(size, size, -1)
+    return jnp.stack(sums_BxC, axis=1).reshape(len(dy), size, size, -1)
 
 
 depthwise_convolution.defvjp(_depthwise_forward, _depthwise_backward)
