@@ -9,6 +9,7 @@ stage are made.
 
 import dataclasses
 import functools
+import gc
 import os
 import signal
 from collections.abc import Callable, Generator
@@ -281,6 +282,11 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
                 yield {name: value.reshape(batch_size, *value.shape[2:]) for name, value in batch.items()}
     finally:
         iterator.close()
+        if data.num_workers:
+            # Where a worker came to its end, the exception that said so and the iterator keep each other, and the last
+            # batches in shared memory.
+            del iterator
+            gc.collect()
 
 
 def _labels(label: Label, most: int, source: Source, index: int) -> np.ndarray | np.int32:

@@ -2,7 +2,11 @@
 
 import dataclasses
 import logging
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,3 +278,24 @@ def test_the_whole_image_with_cutout_as_released_for_fine_tuning():
         plain[:, :16] = 100
         np.testing.assert_allclose(image[~noise], plain[~noise], atol=35)  # interpolation at the edge
         assert (image[~noise][:, 0] == plain[~noise][:, 0]).mean() > 0.9
+
+
+USE_ALL_BATCHES_UP = """
+from squares import Squares
+from test_pipeline import config_of, curriculum_of, pipeline
+if __name__ == "__main__":
+    config = config_of(num_workers=1)
+    batches = pipeline.train_batches(Squares(7), config, curriculum_of(config, 5), 0)
+    for _ in range(5):
+        next(batches)
+    batches.close()
+"""
+
+
+def test_no_shared_memory_is_left_behind_batches_that_were_used_up(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(USE_ALL_BATCHES_UP)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0 and "leaked" not in process.stderr, process.stderr
