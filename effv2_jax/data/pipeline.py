@@ -276,7 +276,9 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
         for batch in iterator:
             if data.num_workers:
                 # Out of shared memory, which an array that outlives the iterator would leak.
-                yield {name: np.array(value) for name, value in batch.items()}
+                copy = {name: np.array(value) for name, value in batch.items()}
+                del batch
+                yield copy
             else:
                 # From [parts, part, ...] to [batch, ...].
                 yield {name: value.reshape(batch_size, *value.shape[2:]) for name, value in batch.items()}
