@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Preempted as message:
         print(f"effv2: {message}", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
+    except BrokenPipeError:  # `effv2 models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:  # of a disk that takes no more output, and of what is no path at all
         if error.errno not in (errno.ENAMETOOLONG, errno.ENOSPC):
             raise
@@ -53,9 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # `effv2 models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def entry() -> None:
@@ -329,7 +329,11 @@ def _known_fields(file_and_argument: str) -> list[str]:
 def _suggest(word: str, known: Sequence[str]) -> str:
     """'; did you mean ...?' or nothing."""
     by_last_part = [name for name in known if name.rpartition(".")[2].endswith(word.rpartition(".")[2])]
-    close = by_last_part or difflib.get_close_matches(word, known, n=1)
+    close = (
+        difflib.get_close_matches(word, by_last_part, n=1, cutoff=0.8)
+        or by_last_part
+        or difflib.get_close_matches(word, known, n=1)
+    )
     return f"; did you mean {' or '.join(close)}?" if close else "; `effv2 config` prints all fields"
 
 

@@ -93,7 +93,7 @@ def defaults() -> ConfigDict:
         0  # in the training split; where given it must be right, and the data need not be at hand to plan
     )
     data.max_labels = 1  # an example may have (TFDS: a sequence of class labels); they share its target
-    data.holdout_percent = 0.0  # folder without an evaluation subfolder: share of each class held out for evaluation
+    data.holdout_percent = 0.0  # folder without an evaluation subfolder: share of the images held out for evaluation
     # Random resized crop: share of the image's area; V1 and B0-B3 use (0.08, 1.0); (1.0, 1.0) is the whole, squashed.
     data.crop_area = (0.05, 1.0)
     data.crop_aspect_ratio = (3 / 4, 4 / 3)  # width / height

@@ -40,7 +40,10 @@ def arrays_to_start_from(
         wanted = re.compile(pattern)
     except re.error as error:
         raise UserError(f"config.init_pattern: '{pattern}' is no regular expression: {error}") from None
-    bundle = read_weights(path)
+    try:
+        bundle = read_weights(path)
+    except UserError as error:
+        raise UserError(f"config.init_from: {error}") from None
     shapes = {name: leaf.shape for name, leaf in flatten(fresh.variables).items()}
     chosen = {name: value for name, value in flatten(bundle.variables).items() if wanted.search(name)}
     if not chosen:

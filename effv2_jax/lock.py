@@ -40,7 +40,7 @@ def exclusive(workdir: epath.PathLike) -> Iterator[None]:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_beating(path) if "://" in str(path) else _flock(path))
         except OSError as error:
-            raise UserError(f"the workdir '{workdir}' cannot be written: {error}") from None
+            raise UserError(f"'{workdir}' cannot be written: {error}") from None
         yield
 
 

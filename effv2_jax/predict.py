@@ -81,8 +81,9 @@ def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: 
     """
     if not bundle.num_classes:
         raise UserError("these weights have no classifier: `effv2 convert` dropped it, or the source had none")
-    if top < 1 or batch_size < 1:
-        raise UserError(f"--top={top} and --batch_size={batch_size} must be at least 1")
+    for option, value in (("--top", top), ("--batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{option}={value} must be at least 1")
     top = min(top, bundle.num_classes)
     batch_size = min(batch_size, max(len(images), 1))
     model, size = bundle.model, bundle.preprocess.image_size

@@ -77,6 +77,7 @@ def stages(args: argparse.Namespace) -> None:
     from effv2_jax import tables
     from effv2_jax.curriculum import make_curriculum
 
+    _check_picture(args.picture, ".png", ".svg")
     num_examples = args.config.data.num_examples
     if not num_examples:
         from effv2_jax.data.sources import make_sources
@@ -84,8 +85,6 @@ def stages(args: argparse.Namespace) -> None:
         num_examples = len(make_sources(args.config).train)
     curriculum = make_curriculum(args.config, num_examples)
     if args.picture:
-        if not args.picture.endswith((".png", ".svg")):
-            raise UserError(f"--picture needs a name that ends in .png or .svg, not '{args.picture}'")
         from effv2_jax.pictures import draw_curriculum
 
         draw_curriculum(curriculum, args.picture, args.config.global_batch_size / num_examples)
@@ -93,6 +92,16 @@ def stages(args: argparse.Namespace) -> None:
         print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
     else:
         print(tables.to_text(tables.stages_table(curriculum, args.config, num_examples)), end="")
+
+
+def _check_picture(file: str, *endings: str) -> None:
+    """Before the work that a picture comes after."""
+    if file and not file.endswith(endings):
+        raise UserError(f"--picture needs a name that ends in {' or '.join(endings)}, not '{file}'")
+    if file and not os.access(Path(file).parent, os.W_OK):
+        raise UserError(
+            f"--picture={file} cannot be written: there is no folder '{Path(file).parent}', or it is not yours"
+        )
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -198,8 +207,7 @@ def data_check(args: argparse.Namespace) -> None:
         raise UserError("effv2 data check needs the name of a data set, a folder, or --config=FILE")
     if args.picture and not args.config:
         raise UserError("--picture shows the stages of a curriculum: --config=FILE has them")
-    if args.picture and not args.picture.endswith(".png"):
-        raise UserError(f"--picture needs a name that ends in .png, not '{args.picture}'")
+    _check_picture(args.picture, ".png")
     if not 0 <= args.near <= 128:
         raise UserError(f"--near={args.near} must be between 0 and 128")
     sources = _sources_to_check(args)

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_config_prints_what_an_override_made(effv2):
         (("train", "--config=configs/digits.py:x", "--workdir=W"), "config argument 'x' is unknown"),
         (("train", "--config=configs/folder.py", "--workdir=W"), "config.data.name='PHOTOS' is no folder of images"),
         (("train", "--config=configs/digits.py", "--workdir=W", "--config.ema.decai=1"), "did you mean ema.decay?"),
+        (("config", "--config=configs/digits.py", "--config.optimiser.name=adamw"), "did you mean optimizer.name?"),
         (
             ("train", "--config=configs/digits.py", "--workdir=W", "--config.total_steps=2"),
             "stage 1 has no step: the run has 2 steps",
@@ -116,3 +118,12 @@ def test_models_through_the_installed_command_and_a_closed_pipe():
     effv2 = Path(sys.executable).with_name("effv2")
     run = subprocess.run(f"{effv2} models | head -1", shell=True, capture_output=True, text=True)
     assert run.stdout.strip() and not run.stderr
+
+
+def test_a_reader_that_closes_the_pipe_early_gets_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-c", "from effv2_jax.cli import entry; entry()", "models"]
+    process = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert process.returncode == 1 and "Traceback" not in process.stderr

@@ -126,7 +126,7 @@ def test_unreadable_files_are_reported_skipped_and_in_the_exit_code(effv2, weigh
     [
         (["no/such.jpg"], "there is no image or folder 'no/such.jpg'"),
         (["configs"], "no images (.jpg"),
-        (["README.md", "--top=0"], "--top=0 and --batch_size=32 must be at least 1"),
+        (["README.md", "--top=0"], "--top=0 must be at least 1"),
     ],
 )
 def test_mistakes(effv2, weights, arguments, message):

@@ -286,7 +286,10 @@ def _report(folder: epath.Path, strict: bool) -> Prepared:
         **report
         | {
             "folder": str(folder),
-            "notes": ["it was prepared before; to prepare it anew, delete the folder", *report["notes"]],
+            "notes": [
+                "it was prepared before, from whatever source; to prepare it anew, delete the folder",
+                *report["notes"],
+            ],
         }
     )
 

@@ -158,6 +158,8 @@ def _open(name: str, data_dir: str) -> Any:
                 f"config.data.name='{name}' is a folder, and config.data.source='tfds' wants the name of a data set: "
                 "--config.data.source=folder reads images below it"
             ) from None
+        if name.startswith(("/", ".", "~")):
+            raise UserError(f"there is no folder '{name}'") from None
         raise UserError(f"TFDS cannot open '{name}' (config.data.name): {words_of_tfds(error)}") from None
     if not builder.info.splits:
         out = f" --out={data_dir}" if data_dir else " --out=DIR"

@@ -237,6 +237,8 @@ def test_a_folder_in_a_bucket(bucket, photos):
         ([], "needs the name of a data set, a folder, or --config=FILE"),
         (["mnist", "--picture=x.png"], "--picture shows the stages of a curriculum: --config=FILE has them"),
         (["--config=configs/digits.py", "--picture=x.jpg"], "--picture needs a name that ends in .png, not 'x.jpg'"),
+        (["--config=configs/digits.py", "--picture=/nowhere/x.png"], "/x.png cannot be written: there is no folder"),
+        (["/nowhere"], "there is no folder '/nowhere'"),
         (["mnist", "--near=129"], "--near=129 must be between 0 and 128"),
         (["mnist", "--data_dir=/nowhere"], "'mnist' is not prepared in /nowhere"),
         (["mnits"], "TFDS has no data set 'mnits'"),
