@@ -25,8 +25,8 @@ weights, and hours on 32 TPUv3 cores (paper, Table 7):
 
 from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
-from effv2_jax.errors import UserError, check_known
-from effv2_jax.recipes import finetune, imagenet_data, shrink
+from effv2_jax.errors import check_known
+from effv2_jax.recipes import check_size, finetune, imagenet_data, shrink
 
 DATA = ("folder", "imagenet")
 
@@ -37,8 +37,8 @@ def get_config(argument=None):
     args = parse_argument(argument, variant="b0", data="folder", size=0, recipe="paper", runlocal=False)
     check_known("data", args["data"], DATA)
     check_known("recipe", args["recipe"], ("paper", "automl"))
-    if args["size"] and args["size"] < 32:
-        raise UserError(f"configs/finetune.py: size={args['size']} is too small; the network halves it five times")
+    if args["size"]:
+        check_size("finetune.py", args["size"])
     variant = f"efficientnetv2-{args['variant']}"
     if args["data"] == "folder":
         config = folder(variant, args["size"] or 192)

@@ -10,15 +10,13 @@ size; the first stage has half of it. `runlocal` runs the same code for 8 steps 
 
 from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
-from effv2_jax.errors import UserError
-from effv2_jax.recipes import shrink
+from effv2_jax.recipes import check_size, shrink
 
 
 def get_config(argument=None):
     args = parse_argument(argument, variant="b0", size=128, runlocal=False)
     size = args["size"]
-    if size < 32:
-        raise UserError(f"configs/folder.py: size={size} is too small; the network halves it five times")
+    check_size("folder.py", size)
     config = defaults()
     config.model.variant = f"efficientnetv2-{args['variant']}"
     dropout = get_architecture(config.model.variant).dropout_rate

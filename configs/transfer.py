@@ -17,8 +17,8 @@ schedule and no weight decay, `recipe=automl` is the released code, a constant s
 """
 
 from effv2_jax.config import duration, parse_argument
-from effv2_jax.errors import UserError, check_known
-from effv2_jax.recipes import finetune, shrink
+from effv2_jax.errors import check_known
+from effv2_jax.recipes import check_size, finetune, shrink
 
 # TFDS name, training and evaluation split, training examples (paper, Table 9).
 DATA = {
@@ -33,8 +33,8 @@ def get_config(argument=None):
     args = parse_argument(argument, data="cifar10", variant="s", size=0, recipe="paper", runlocal=False)
     check_known("data", args["data"], DATA)
     check_known("recipe", args["recipe"], ("paper", "automl"))
-    if args["size"] and args["size"] < 32:
-        raise UserError(f"configs/transfer.py: size={args['size']} is too small; the network halves it five times")
+    if args["size"]:
+        check_size("transfer.py", args["size"])
     config = finetune(f"efficientnetv2-{args['variant']}", args["size"], args["recipe"])
     duration(config, "total", steps=10_000)
     duration(config, "evaluate", steps=1_000)

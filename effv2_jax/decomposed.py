@@ -79,17 +79,26 @@ pointwise_convolution.defvjp(_pointwise_forward, _pointwise_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def spatial_convolution(x_BxHxWxI: Array, kernel_KxKxIxO: Array, stride: int, pads: Pads) -> Array:
     """A K x K convolution of the padded input."""
-    return _convolve(x_BxHxWxI, kernel_KxKxIxO, stride, pads)
+    return convolve(x_BxHxWxI, kernel_KxKxIxO, stride, pads)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, pads: Pads, dilation: int = 1) -> Array:
-    strides, dilations = (stride, stride), (dilation, dilation)
-    layouts = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, strides, pads, rhs_dilation=dilations, dimension_numbers=layouts)
+def convolve(
+    x_BxHxWxI: Array, kernel_KxKxIxO: Array, stride: int, pads: Pads, dilation: int = 1, groups: int = 1
+) -> Array:
+    """One operation of XLA, `conv_general_dilated`, with its own gradients."""
+    return lax.conv_general_dilated(
+        x_BxHxWxI,
+        kernel_KxKxIxO,
+        (stride, stride),
+        pads,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def _spatial_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, stride, pads), (x, kernel)
+    return convolve(x, kernel, stride, pads), (x, kernel)
 
 
 def _spatial_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -102,14 +111,14 @@ def _spatial_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: A
     if stride == 1 and outputs < inputs:  # what a window moves over is read K * K times: let it be the narrower one
         moved, still = _transposed(dy, order=channels_first), _transposed(x, order=examples_third)
         mirrored = ((size - 1 - top, size - 1 - bottom), (size - 1 - left, size - 1 - right))
-        return dx, _convolve(moved, still, 1, mirrored)[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+        return dx, convolve(moved, still, 1, mirrored)[:, ::-1, ::-1].transpose(1, 2, 3, 0)
     moved, still = _transposed(x, order=channels_first), _transposed(dy, order=examples_third)
     # Rows and columns at the end that no stride reaches are left out.
     below, beside = (
         (count - 1) * stride + size - length - before
         for count, length, (before, _) in zip(dy.shape[1:3], x.shape[1:3], pads, strict=True)
     )
-    return dx, _convolve(moved, still, 1, ((top, below), (left, beside)), stride).transpose(1, 2, 0, 3)
+    return dx, convolve(moved, still, 1, ((top, below), (left, beside)), stride).transpose(1, 2, 0, 3)
 
 
 def _spatial_input_gradient(shape: tuple[int, ...], kernel: Array, stride: int, pads: Pads, dy_BxHxWxO: Array) -> Array:
@@ -123,7 +132,7 @@ def _spatial_input_gradient(shape: tuple[int, ...], kernel: Array, stride: int, 
     (top, _), (left, _) = pads
     rows, columns = -(-(height + top) // stride), -(-(width + left) // stride)
     around = ((taps - 1, rows - dy_BxHxWxO.shape[1]), (taps - 1, columns - dy_BxHxWxO.shape[2]))
-    dx = _convolve(dy_BxHxWxO, phases.reshape(taps, taps, outputs, -1), 1, around)
+    dx = convolve(dy_BxHxWxO, phases.reshape(taps, taps, outputs, -1), 1, around)
     dx = dx.reshape(batch, rows, columns, stride, stride, inputs).transpose(0, 1, 3, 2, 4, 5)
     dx = dx.reshape(batch, rows * stride, columns * stride, inputs)
     return dx[:, top : top + height, left : left + width]

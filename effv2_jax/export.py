@@ -23,6 +23,7 @@ from jax import lax
 
 from effv2_jax.errors import UserError, check_known, takes_no_writing
 from effv2_jax.model import NORMALIZATIONS, EfficientNet, normalize
+from effv2_jax.publish import check_place
 from effv2_jax.weights import Bundle
 from effv2_jax.weights.bundle import Variables
 
@@ -235,8 +236,7 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
         raise UserError(f"these weights have no classifier, and so no {program.output}; export features")
     if path.is_dir() or (not path.suffix and path.exists()):
         raise UserError(f"'{path}' is there already, and would be a SavedModel's folder; name another or remove it")
-    if not path.parent.is_dir():
-        raise UserError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
+    check_place(f"'{path}'", path)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     runtime, write, read = FORMATS[path.suffix]

@@ -15,6 +15,7 @@ from jax import lax
 
 from effv2_jax.architecture import Block
 from effv2_jax.decomposed import (
+    convolve,
     depthwise_convolution,
     group_moments,
     normalize_groups,
@@ -37,18 +38,6 @@ def pads_of(size: int, kernel_size: int, stride: int, padding: str) -> tuple[int
     return (kernel_size // 2, kernel_size // 2) if padding == "symmetric" else same_padding(size, kernel_size, stride)
 
 
-def native_convolution(x_BxHxWxC: Array, kernel: Array, stride: int, groups: int = 1, padding: str = "same") -> Array:
-    """One `conv_general_dilated`; kernel is (k, k, C // groups, features)."""
-    return lax.conv_general_dilated(
-        x_BxHxWxC,
-        kernel,
-        (stride, stride),
-        [pads_of(size, kernel.shape[0], stride, padding) for size in x_BxHxWxC.shape[1:3]],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
 def convolution(
     x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str, padding: str = "same"
 ) -> Array:
@@ -59,14 +48,14 @@ def convolution(
     size = kernel.shape[0]
     if lowering == "product":
         return jnp.einsum("bhwi,io->bhwo", x_BxHxWxC, kernel[0, 0])
+    height, width = (pads_of(length, size, stride, padding) for length in x_BxHxWxC.shape[1:3])
     if lowering == "native" or size < stride:
         groups = x_BxHxWxC.shape[-1] if depthwise else 1
-        return native_convolution(x_BxHxWxC, kernel, stride, groups, padding)
-    if size == 1 and not depthwise:
-        return pointwise_convolution(x_BxHxWxC, kernel[0, 0])
-    height, width = (pads_of(length, size, stride, padding) for length in x_BxHxWxC.shape[1:3])
+        return convolve(x_BxHxWxC, kernel, stride, (height, width), groups=groups)
     if depthwise:
         return depthwise_convolution(x_BxHxWxC, kernel[:, :, 0], stride, (height, width))
+    if size == 1:
+        return pointwise_convolution(x_BxHxWxC, kernel[0, 0])
     return spatial_convolution(x_BxHxWxC, kernel, stride, (height, width))
 
 

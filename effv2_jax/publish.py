@@ -8,6 +8,8 @@ from typing import Any
 
 from etils import epath
 
+from effv2_jax.errors import UserError
+
 
 class Local:
     """A local file that becomes `path`, which may be in a bucket, when the block ends without an exception."""
@@ -35,6 +37,12 @@ class Local:
             self._file.unlink(missing_ok=True)
             if self._remote:
                 shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def check_place(what: str, path: Path | epath.Path) -> None:
+    """Raises UserError, before the work, where `what` cannot be written as there is no local folder for it."""
+    if "://" not in str(path) and not path.parent.is_dir():
+        raise UserError(f"{what} cannot be written: there is no folder '{path.parent}'")
 
 
 def put(path: epath.Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration
+from effv2_jax.errors import UserError
 
 MINIVAL = 25_021  # first examples of ImageNet-1k's training split, which the paper holds out for choices (section 4.1)
 
@@ -25,6 +26,12 @@ def imagenet_data(config: ConfigDict) -> None:
     config.data.train_split = f"train[{MINIVAL}:]"
     config.data.evaluation_split = "validation"
     config.data.num_examples = 1_281_167 - MINIVAL
+
+
+def check_size(file: str, size: int) -> None:
+    """Raises UserError where the `size` that a config file was given is too small for a network."""
+    if size < 32:
+        raise UserError(f"configs/{file}: size={size} is too small; the network halves it five times")
 
 
 def finetune(variant: str, size: int, recipe: str) -> ConfigDict:

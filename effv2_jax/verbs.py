@@ -14,6 +14,7 @@ from typing import Any
 
 from effv2_jax.config import flat_lines, to_dict
 from effv2_jax.errors import EXIT_UNREADABLE, UserError
+from effv2_jax.publish import check_place
 
 
 def train(args: argparse.Namespace) -> None:
@@ -98,10 +99,10 @@ def _check_picture(file: str, *endings: str) -> None:
     """Before the work that a picture comes after."""
     if file and not file.endswith(endings):
         raise UserError(f"--picture needs a name that ends in {' or '.join(endings)}, not '{file}'")
-    if file and not os.access(Path(file).parent, os.W_OK):
-        raise UserError(
-            f"--picture={file} cannot be written: there is no folder '{Path(file).parent}', or it is not yours"
-        )
+    if file:
+        check_place(f"--picture={file}", Path(file))
+        if not os.access(Path(file).parent, os.W_OK):
+            raise UserError(f"--picture={file} cannot be written: the folder '{Path(file).parent}' is not yours")
 
 
 def plan(args: argparse.Namespace) -> None:

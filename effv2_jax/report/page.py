@@ -18,7 +18,7 @@ from effv2_jax.config import defaults, flatten, to_dict
 from effv2_jax.data.folder import EXTENSIONS
 from effv2_jax.errors import UserError
 from effv2_jax.progress import clock
-from effv2_jax.publish import put
+from effv2_jax.publish import check_place, put
 from effv2_jax.report.charts import AVERAGED, LARGE, RAW, SERIES_COLORS, TRAINING, color_of, draw_charts
 from effv2_jax.report.confusion import Predictions, predict_run
 from effv2_jax.report.runs import Run, facts, read_runs, reason
@@ -67,8 +67,7 @@ def write_report(
     out = epath.Path(out).expanduser()
     if out.is_dir():
         raise UserError(f"--out='{out}' cannot be written: it is a folder")
-    if "://" not in str(out) and not out.parent.is_dir():
-        raise UserError(f"--out='{out}' cannot be written: there is no folder '{out.parent}'")
+    check_place(f"--out='{out}'", out)
     page = make_page(read_runs(workdirs), confusion, log)
     try:
         put(out, page.encode())

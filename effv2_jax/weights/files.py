@@ -11,6 +11,7 @@ from etils import epath
 from effv2_jax import architecture as architectures
 from effv2_jax.architecture import get_architecture
 from effv2_jax.errors import UserError, check_known
+from effv2_jax.publish import check_place
 from effv2_jax.weights.automl_checkpoint import checkpoint_prefix, open_automl
 from effv2_jax.weights.bundle import (
     Bundle,
@@ -174,8 +175,7 @@ def write_weights(bundle: Bundle, path: str | os.PathLike, format: str = "auto")
         ending = ".weights.h5" if format == "keras" else ".safetensors"
         raise UserError(f"format '{format}' needs a name that ends in {ending}, not '{path}'")
     _check_representable(bundle, format)
-    if not path.parent.is_dir():
-        raise UserError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
+    check_place(f"'{path}'", path)
     flat = flatten(bundle.variables)
     arrays = [
         (entry, entry.to_foreign(np.asarray(flat[entry.path], np.float32)))
