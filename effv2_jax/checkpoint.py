@@ -46,12 +46,10 @@ class Checkpoints:
       read_only: never writes.
 
     Raises:
-      UserError: numbers that keep nothing, a directory that cannot be written, or (read_only) unreadable checkpoints.
+      UserError: a directory that cannot be written, or (read_only) unreadable checkpoints.
     """
 
     def __init__(self, directory: epath.PathLike, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
-        if keep_last < 1 or keep_best < 0:
-            raise UserError("config.checkpoint.keep_last must be at least 1, and keep_best at least 0")
         self.directory = absolute(directory)
         self._saving = -1  # the step that is being written
         self._open = True

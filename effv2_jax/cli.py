@@ -23,6 +23,7 @@ from effv2_jax.errors import (
     UserError,
 )
 from effv2_jax.memory import use_huge_pages
+from effv2_jax.ranges import check_ranges
 
 PARTING = 20.0  # seconds that a process which leaves waits for the others
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
@@ -302,6 +303,7 @@ def load_config(file_and_argument: str, overrides: list[str]) -> Any:
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is not an argument; overrides are written --config.FIELD=VALUE")
     _replace_durations(values.config, overrides)
+    check_ranges(values.config)
     return values.config
 
 

@@ -11,7 +11,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import Curriculum, Stage
+from effv2_jax.curriculum import Curriculum, Stage, steps_of
 from effv2_jax.errors import UserError
 from effv2_jax.memory import memory_mib
 
@@ -177,6 +177,25 @@ def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources
         f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "
         f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
     )
+    for warning in warnings_of(config, curriculum.total_steps, len(sources.train)):
+        say(f"WARNING: {warning}")
+
+
+def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list[str]:
+    """What is allowed, and rarely meant."""
+    batch, warnings = config.global_batch_size, []
+    warmup = steps_of(config.schedule, "warmup", batch_size=batch, num_examples=num_examples, total_steps=total_steps)
+    if warmup >= total_steps:
+        warnings.append(
+            f"the warm-up of {warmup:g} steps is as long as the run of {total_steps}, which never comes to the peak of "
+            "the learning rate; --config.schedule.warmup_percent=10 shortens it"
+        )
+    if batch > num_examples:
+        warnings.append(
+            f"a batch of config.global_batch_size={batch} is more than the {num_examples:,} training examples: each "
+            "comes several times in it"
+        )
+    return warnings
 
 
 def describe_results(results: Results) -> str:

@@ -34,6 +34,7 @@ from effv2_jax.progress import (
     lost_seconds,
     say,
 )
+from effv2_jax.ranges import check_ranges
 from effv2_jax.resume import check_faults, curriculum_to_go_on, identity_of
 from effv2_jax.step import check_batch
 from effv2_jax.wandb_writer import WandbWriter
@@ -91,6 +92,7 @@ def _train(
     first_process = jax.process_index() == 0
 
     # What can be wrong is checked before anything is written.
+    check_ranges(config)
     sources = make_sources(config)
     num_examples = len(sources.train)
     curriculum = make_curriculum(config, num_examples)

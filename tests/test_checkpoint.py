@@ -97,12 +97,6 @@ def test_a_relative_directory_will_do(tmp_path, monkeypatch):
     assert steps_in(tmp_path / "runs" / "x") == [1]
 
 
-@pytest.mark.parametrize("kept", [{"keep_last": 0}, {"keep_best": -1}])
-def test_at_least_one_is_kept(tmp_path, kept):
-    with pytest.raises(UserError, match="keep_last must be at least 1"):
-        Checkpoints(tmp_path / "x", **kept)
-
-
 def flip_a_byte(path, rng):
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)

@@ -174,9 +174,6 @@ def check_input(config: ConfigDict, process_count: int) -> None:
     check_known("config.data.augmentation", data.augmentation, AUGMENTATIONS)
     check_known("config.data.interpolation", data.interpolation, INTERPOLATIONS)
     check_known("config.data.evaluation_crop", data.evaluation_crop, EVALUATION_CROPS)
-    for field, least in (("max_labels", 1), ("num_workers", 0), ("num_threads", 0), ("prefetch_batches", 1)):
-        if data[field] < least:
-            raise UserError(f"config.data.{field} is {data[field]}; it must be at least {least}")
     sizes = {"global_batch_size": config.global_batch_size, "evaluation.batch_size": config.evaluation.batch_size}
     for field, batch_size in sizes.items():
         if batch_size % process_count:

@@ -234,7 +234,6 @@ def test_threads_end_with_the_iterator():
     [
         ("augmentation", "randaug", r"config\.data\.augmentation 'randaug' is unknown; did you mean 'randaugment'"),
         ("interpolation", "nearest", r"config\.data\.interpolation 'nearest' is unknown"),
-        ("num_threads", -1, r"config\.data\.num_threads is -1; it must be at least 0"),
         ("evaluation_crop", "v3", r"config\.data\.evaluation_crop 'v3' is unknown"),
     ],
 )
