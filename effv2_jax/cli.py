@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from effv2_jax.memory import use_huge_pages
 from effv2_jax.ranges import check_ranges
 
 PARTING = 20.0  # seconds that a process which leaves waits for the others
+INTERRUPTED = "effv2: interrupted; a training run goes on from its last checkpoint, a preparation from its last shard"
 EXAMPLE = "effv2 train --config=configs/digits.py --workdir=runs/digits --config.seed=1"
 
 
@@ -52,10 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"effv2: error: {error.strerror}{where}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
-        print(
-            "effv2: interrupted; a training run goes on from its last checkpoint, a preparation from its last shard",
-            file=sys.stderr,
-        )
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -65,6 +64,8 @@ def entry() -> None:
     A compilation in the background, or a write to a disk that takes no more, may go on for minutes.
     """
     use_huge_pages()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
     except SystemExit as end:
@@ -74,6 +75,16 @@ def entry() -> None:
     except BaseException:
         traceback.print_exc()
         _leave(1)
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    """Ctrl-C: KeyboardInterrupt as ever, but from within an import an end at once, as libraries swallow it there."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"{INTERRUPTED}\n".encode())  # a handler may have come in the middle of a print
+            os._exit(128 + signum)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _leave(code: int) -> None:

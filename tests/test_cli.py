@@ -2,12 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_processes import command
+from test_processes import EFFV2, command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,3 +131,20 @@ def test_a_reader_that_closes_the_pipe_early_gets_no_traceback():
     process = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert process.returncode == 1 and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("within_import", [True, False])
+def test_ctrl_c_is_one_sentence_also_where_a_library_swallows_it(tmp_path, within_import):
+    swallow = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    raise_ = "import signal\ndef get_config(argument=None):\n    signal.raise_signal(signal.SIGINT)\n"
+    config = tmp_path / "config.py"
+    config.write_text(swallow + "from configs.digits import get_config\n" if within_import else raise_)
+    run = subprocess.run(
+        [EFFV2, "config", f"--config={config}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where the tests run in the background
+    )
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr.startswith("effv2: interrupted; ") and run.stderr.count("\n") == 1
