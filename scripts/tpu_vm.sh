@@ -247,12 +247,25 @@ again() {
     request "${options[@]}"
 }
 
+# A mistake in the config is found here, where it costs nothing, if effv2 is installed.
+check_config() { # the command
+    local word
+    local -a words=()
+    for word in "$@"; do
+        [[ $word != --?(no)config[.=]* ]] || words+=("$word")
+    done
+    if [[ " $* " == *" --config="* ]] && command -v effv2 >/dev/null; then
+        (cd "$root" && effv2 config "${words[@]}" >/dev/null) || exit $MISTAKE
+    fi
+}
+
 train() {
     [[ "${1:-} ${2:-}" == "effv2 train" ]] || fail $MISTAKE "train needs a command: -- effv2 train --config=... --workdir=gs://..."
     [[ " $* " == *" --workdir=gs://"* ]] || fail $MISTAKE "the command needs --workdir=gs://...; other places vanish with the slice"
+    check_config "$@"
     need_slice
     pack
-    local started="" failures=0 lines="" words code
+    local started="" shown="" failures=0 lines="" words code
     for (( ; ; )); do
         case $phase in
         absent) fail $UNAVAILABLE "$name was deleted by somebody else" ;;
@@ -265,6 +278,7 @@ train() {
         fi
         code=0
         if [[ -z $started ]]; then
+            shown=
             [[ -n $dry_run ]] || say "setting up the hosts"
             if quietly put; then quietly host all start "$@" || code=$?; else code=$UNAVAILABLE; fi
             ((code != MISTAKE)) || fail $MISTAKE "$name trains something else; \`$MADE_BY stop\` ends that"
@@ -290,7 +304,7 @@ train() {
         look patient
     done
     follow_first
-    wait "$follower" || true
+    [[ -z $follower ]] || wait "$follower" || true
     follower=
     code=$(tr " " "\n" <<<"$words" | sed -n "s/^ended://p" | sort -n | tail -n 1)
     say "the training ended with exit code $code"
@@ -305,8 +319,13 @@ states() {
 
 # Shows the log of the first host: all of it, and where the connection broke, its last lines and what follows.
 follow_first() {
-    if [[ -n $follower ]] && kill -0 -- "-$follower" 2>/dev/null; then
-        return
+    [[ -z $shown ]] || return 0
+    if [[ -n $follower ]]; then
+        ! kill -0 -- "-$follower" 2>/dev/null || return 0
+        if wait "$follower"; then # to the end of the training
+            shown=yes follower=
+            return
+        fi
     fi
     set -m # a process group, which can be ended as one, and which Ctrl-C does not reach
     host 0 follow "$lines" 2>/dev/null &
@@ -351,16 +370,28 @@ delete() {
 
 # --- arguments
 
+usage() {
+    sed -n "2,/^set /{/^#/s/^# \?//p}" "${BASH_SOURCE[0]}"
+}
+
 verb=${1:-} name=${2:-}
+for word in "$@"; do
+    [[ $word != -- ]] || break
+    if [[ $word == @(help|--help|-h) ]]; then
+        usage
+        exit 0
+    fi
+done
 project='' zone='' accelerator='' runtime='' valid_until='' spot='' worker=0 yes='' dry_run='' poll=30
 phase=absent state='' assumed=READY # nothing is asked where nothing is run
 case $verb in
 create) assumed='' ;;
 setup | train | status | logs | stop | delete) ;;
-*)
-    sed -n "2,/^set /{/^#/s/^# \?//p}" "${BASH_SOURCE[0]}" >&2
+"")
+    usage >&2
     exit $MISTAKE
     ;;
+*) fail $MISTAKE "'$verb' is no verb; $MADE_BY --help prints them" ;;
 esac
 [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
     fail $MISTAKE "$verb needs the name of a slice: small letters, digits and dashes, not '$name'"
@@ -378,7 +409,7 @@ while (($#)) && [[ $1 != -- ]]; do
     "create --valid_until="*) valid_until=$value ;;
     "create --spot") spot=yes ;;
     "logs --worker="*) worker=$value ;;
-    *) fail $MISTAKE "'$1' is no argument of $verb; without a verb $MADE_BY prints what there is" ;;
+    *) fail $MISTAKE "'$1' is no argument of $verb; $MADE_BY --help prints them" ;;
     esac
     shift
 done

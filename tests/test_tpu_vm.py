@@ -194,8 +194,27 @@ def test_a_name_that_google_would_refuse_and_no_verb(cloud):
     words = ["bash", str(cloud.repository / "scripts" / "tpu_vm.sh")]
     run = subprocess.run([*words, "create", "Slice_1", ZONE], capture_output=True, text=True)
     assert run.returncode == 2 and "not 'Slice_1'" in run.stderr
-    run = subprocess.run([*words, "help"], capture_output=True, text=True)
+    run = subprocess.run(words, capture_output=True, text=True)
     assert run.returncode == 2 and "tpu_vm.sh train NAME" in run.stderr and "set -e" not in run.stderr
+    run = subprocess.run([*words, "rent", "slice"], capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "'rent' is no verb" in run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["help"], ["train", "--help"], ["create", "slice", ZONE, "-h"]])
+def test_help(cloud, arguments):
+    words = ["bash", str(cloud.repository / "scripts" / "tpu_vm.sh"), *arguments]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0 and "tpu_vm.sh train NAME" in run.stdout and not run.stderr
+
+
+def test_a_mistake_in_the_config_is_found_before_the_slice_is_touched(ready):
+    (ready.folder / "local").mkdir()
+    (ready.folder / "local" / "effv2").symlink_to(Path(sys.executable).with_name("effv2"))
+    ready.environment["PATH"] = f"{ready.folder / 'local'}:{ready.environment['PATH']}"
+    before = len(ready.calls())
+    run = ready.run("train", *TRAIN, "--config.optimizer.momentun=0.5")
+    assert run.returncode == 2 and "did you mean optimizer.momentum?" in run.stderr and run.stderr.count("\n") == 1
+    assert len(ready.calls()) == before
 
 
 def test_create_waits_for_capacity(cloud):
@@ -276,6 +295,14 @@ def test_train_from_nothing_to_the_end(ready):
     log = f"note is {note.partition('=')[2]}\nfrom step 0\nstep 1\nstep 2\nstep 3\n"
     assert run.stdout.endswith(log) and run.stdout.count("step 1") == 1
     assert "training ended with exit code 0" in run.stderr and "slice is deleted" in run.stderr and not ready.there
+
+
+def test_what_was_shown_to_its_end_is_not_shown_again(ready):
+    process = ready.start("train", "--yes", "--poll=3", *TRAIN)
+    shown = read_until(process, "step 3")
+    ready.put("finish", "0")  # the log ends between two looks at the hosts
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and (shown + out).count("step 1") == 1
 
 
 def test_without_an_answer_the_slice_stays_and_says_so(ready):
