@@ -220,7 +220,10 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--skip_checksums", action="store_true", help="take ImageNet's tars as they are")
 
     check = verb(
-        "check", verbs.data_check, "count, measure, find what is broken or in two splits, show stages", of=kinds
+        "check",
+        verbs.data_check,
+        "count and measure images, find broken ones and duplicates, draw the stages",
+        of=kinds,
     )
     check.add_argument("name", nargs="?", default="", metavar="NAME|DIR", help="of TFDS, or a folder of images")
     check.add_argument("--data_dir", default="", metavar="DIR", help="where the data set of that NAME is")

@@ -154,7 +154,7 @@ def _prepare(
     """Index, numbers, shards, metadata; each is passed over where an earlier start has done it."""
     with _exclusive(folder):
         if (folder / INFO).exists():
-            return _report(folder, settings.strict)
+            return _report(folder, root, settings.strict)
         tars = find_tars(root, places)
         if settings.checksums:
             check_md5(tars, published.md5, folder / RECORDS / "md5.json")
@@ -177,7 +177,8 @@ def _prepare(
         examples = {split: sum(record["examples"] for record in part) for split, part in records.items()}
         again, left_out = (_told(records, what) for what in ("encoded_again", "left_out"))
         prepared = Prepared(published.name, str(folder), len(classes), examples, again, left_out, notes)
-        report = {name: value for name, value in dataclasses.asdict(prepared).items() if name != "folder"}
+        report = dataclasses.asdict(prepared) | {"source": str(root.resolve())}
+        del report["folder"]  # may be moved
         put(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())
         _write_metadata(published, folder, classes, records)
         return prepared
@@ -273,25 +274,24 @@ def _exclusive(folder: epath.Path) -> Iterator[None]:
                     empty.rmdir()
 
 
-def _report(folder: epath.Path, strict: bool) -> Prepared:
+def _report(folder: epath.Path, root: epath.Path, strict: bool) -> Prepared:
+    """Of a finished data set, made of `root`."""
+    anew = f"to prepare it anew, delete the folder '{folder}'"
     if not (folder / REPORT).exists():
         raise UserError(f"'{folder}' holds a data set that this command did not make; take another --out")
     report = json.loads((folder / REPORT).read_text())
+    if (source := report.pop("source")) != str(root.resolve()):
+        raise UserError(
+            f"the data set in '{folder}' was prepared from '{source}', not from '{root}'; it can be used as it is, and "
+            f"{anew}"
+        )
     if strict and (left_out := report["left_out"]):
         raise UserError(
             f"the data set in '{folder}' was prepared without --strict, and images were left out: "
             f"{some([image['file'] for image in left_out])}; mend them and delete the folder, or do without --strict"
         )
-    return Prepared(
-        **report
-        | {
-            "folder": str(folder),
-            "notes": [
-                "it was prepared before, from whatever source; to prepare it anew, delete the folder",
-                *report["notes"],
-            ],
-        }
-    )
+    notes = [f"it was prepared before; {anew}", *report.pop("notes")]
+    return Prepared(**report, folder=str(folder), notes=notes)
 
 
 def _source(source: epath.PathLike) -> epath.Path:

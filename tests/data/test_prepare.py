@@ -50,7 +50,12 @@ def tars(tmp_path):
 
 
 def sums(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    """SHA-256 sums of its files, of the report without the source that it names."""
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    if prepare.REPORT in found:
+        report = json.loads((folder / prepare.REPORT).read_text())
+        found[prepare.REPORT] = json.dumps({name: value for name, value in report.items() if name != "source"})
+    return found
 
 
 def prepared_folder(out: Path) -> Path:
@@ -192,6 +197,17 @@ def test_strict_takes_no_finished_data_set_that_lacks_an_image(tars, tmp_path):
     write_folder(tmp_path / "pets")
     for strict in (False, True):
         assert not prepare_folder(tmp_path / "pets", tmp_path / "out", settings=Settings(strict=strict)).left_out
+
+
+def test_a_finished_data_set_is_not_taken_for_that_of_another_source(tmp_path):
+    for name in ("a", "b"):
+        write_folder(tmp_path / name)
+    prepare_folder(tmp_path / "a", tmp_path / "out", "pets")
+    before = sums(tmp_path / "out" / "pets" / "1.0.0")
+    with pytest.raises(UserError, match=r"was prepared from '.*/a', not from '.*/b'; it can be used as it is, and to "):
+        prepare_folder(tmp_path / "b", tmp_path / "out", "pets")
+    assert prepare_folder(tmp_path / "b" / ".." / "a", tmp_path / "out", "pets").notes[0].startswith("it was prepared")
+    assert sums(tmp_path / "out" / "pets" / "1.0.0") == before
 
 
 def test_a_mended_image_is_taken_after_an_interruption(tmp_path, several_shards, monkeypatch):
