@@ -89,6 +89,7 @@ def stages(args: argparse.Namespace) -> None:
         from effv2_jax.pictures import draw_curriculum
 
         draw_curriculum(curriculum, args.picture, args.config.global_batch_size / num_examples)
+        _log(f"picture: {args.picture}")
     if args.json:
         print(json.dumps(tables.stages_json(curriculum, args.config, num_examples), indent=1))
     else:
@@ -220,6 +221,7 @@ def data_check(args: argparse.Namespace) -> None:
         train = sources[args.config.data.train_split]
         rows = stage_rows(args.config, make_curriculum(args.config, len(train)), train, args.photos)
         draw_rows([(row.title, row.images) for row in rows], args.picture)
+        _log(f"picture: {args.picture}")
     results = check(sources, args.small, args.near)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(check_tables(results)), end="")
     if unreadable := sum(len(split["broken"]) for split in results["splits"].values()):

@@ -36,8 +36,8 @@ def test_stages_count_the_data_where_it_is_at_hand(effv2):
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_stages_draws_a_picture(effv2, tmp_path, ending, start):
     path = tmp_path / f"stages.{ending}"
-    code, _, _ = effv2("stages", "--config=configs/imagenet.py:m", f"--picture={path}")
-    assert code == 0 and path.read_bytes().startswith(start)
+    code, _, err = effv2("stages", "--config=configs/imagenet.py:m", f"--picture={path}")
+    assert code == 0 and err == f"picture: {path}\n" and path.read_bytes().startswith(start)
     code, _, err = effv2("stages", "--config=configs/imagenet.py:m", f"--picture={tmp_path / 'stages.docx'}")
     assert code == 2 and "--picture needs a name that ends in .png or .svg" in err
 
