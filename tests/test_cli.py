@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -139,12 +138,9 @@ def test_ctrl_c_is_one_sentence_also_where_a_library_swallows_it(tmp_path, withi
     raise_ = "import signal\ndef get_config(argument=None):\n    signal.raise_signal(signal.SIGINT)\n"
     config = tmp_path / "config.py"
     config.write_text(swallow + "from configs.digits import get_config\n" if within_import else raise_)
-    run = subprocess.run(
-        [EFFV2, "config", f"--config={config}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where the tests run in the background
-    )
+    # Where the tests run in the background, SIGINT is ignored, and what they start inherits that.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", heed, EFFV2, "config", f"--config={config}"]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr.startswith("effv2: interrupted; ") and run.stderr.count("\n") == 1
