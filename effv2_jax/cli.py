@@ -293,6 +293,12 @@ def _count(text: str) -> int:
 
 def load_config(file_and_argument: str, overrides: list[str]) -> Any:
     """The config of a file with overrides applied; each mistake is a UserError that names what would be right."""
+    config = _read_config(file_and_argument, overrides)
+    check_ranges(config)
+    return config
+
+
+def _read_config(file_and_argument: str, overrides: list[str]) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
@@ -317,7 +323,6 @@ def load_config(file_and_argument: str, overrides: list[str]) -> Any:
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is not an argument; overrides are written --config.FIELD=VALUE")
     _replace_durations(values.config, overrides)
-    check_ranges(values.config)
     return values.config
 
 
@@ -339,7 +344,7 @@ def _replace_durations(config: Any, overrides: Sequence[str]) -> None:
 
 
 def _known_fields(file_and_argument: str) -> list[str]:
-    return flat_lines(load_config(file_and_argument, []))
+    return flat_lines(_read_config(file_and_argument, []))
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:

@@ -187,13 +187,13 @@ def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list
     warmup = steps_of(config.schedule, "warmup", batch_size=batch, num_examples=num_examples, total_steps=total_steps)
     if warmup >= total_steps:
         warnings.append(
-            f"the warm-up of {warmup:g} steps is as long as the run of {total_steps}, which never comes to the peak of "
-            "the learning rate; --config.schedule.warmup_percent=10 shortens it"
+            f"the warm-up of {warmup:g} steps (config.schedule.warmup_*) is at least as long as the run of "
+            f"{total_steps}, which never comes to the peak of the learning rate"
         )
     if batch > num_examples:
         warnings.append(
-            f"a batch of config.global_batch_size={batch} is more than the {num_examples:,} training examples: each "
-            "comes several times in it"
+            f"a batch of config.global_batch_size={batch} is more than the {num_examples:,} training examples: some "
+            "are in it more than once"
         )
     return warnings
 

@@ -43,6 +43,7 @@ _RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
             "checkpoint.keep_best",
         ),
     ),
+    ("from 0 to below 2^63", lambda value: 0 <= value < 2**63, ("seed",)),
     ("more than 0", lambda value: value > 0, ("batch_norm.epsilon", "schedule.decay_rate")),
     (
         "from 0 to below 1",
@@ -67,10 +68,12 @@ _RANGES: list[tuple[str, Callable[[Any], bool], tuple[str, ...]]] = [
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Raises UserError for the first field whose number is outside its range, infinite or not a number."""
+    """Raises UserError for the first field whose number is outside its range, infinite, not a number or missing."""
     values = flatten(config.to_dict())
     for allowed, test, fields in _RANGES:
         for field in fields:
+            if field not in values:
+                raise UserError(f"config has no field '{field}'; a config starts from effv2_jax.config.defaults()")
             value = values[field]
             numbers = value if isinstance(value, tuple | list) else (value,)
             if not (all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) and test(value)):

@@ -249,14 +249,16 @@ again() {
 
 # A mistake in the config is found here, where it costs nothing, if effv2 is installed.
 check_config() { # the command
-    local word
+    local word before='' code=0
     local -a words=()
     for word in "$@"; do
-        [[ $word != --?(no)config[.=]* ]] || words+=("$word")
+        [[ $word != --?(no)config?([.=]*) && $before != --config ]] || words+=("$word")
+        before=$word
     done
-    if [[ " $* " == *" --config="* ]] && command -v effv2 >/dev/null; then
-        (cd "$root" && effv2 config "${words[@]}" >/dev/null) || exit $MISTAKE
-    fi
+    ((${#words[@]})) && command -v effv2 >/dev/null || return 0
+    (cd "$root" && PYTHONPATH=$root effv2 config "${words[@]}" >/dev/null) || code=$?
+    ((code != MISTAKE)) || exit $MISTAKE
+    ((code == 0)) || say "the config could not be checked here"
 }
 
 train() {
@@ -265,7 +267,7 @@ train() {
     check_config "$@"
     need_slice
     pack
-    local started="" shown="" failures=0 lines="" words code
+    local started="" failures=0 lines="" words code
     for (( ; ; )); do
         case $phase in
         absent) fail $UNAVAILABLE "$name was deleted by somebody else" ;;
@@ -278,9 +280,9 @@ train() {
         fi
         code=0
         if [[ -z $started ]]; then
-            shown=
             [[ -n $dry_run ]] || say "setting up the hosts"
             if quietly put; then quietly host all start "$@" || code=$?; else code=$UNAVAILABLE; fi
+            follows || follower='' lines='' # of an earlier start
             ((code != MISTAKE)) || fail $MISTAKE "$name trains something else; \`$MADE_BY stop\` ends that"
             if [[ -n $dry_run ]]; then
                 host 0 follow
@@ -303,8 +305,10 @@ train() {
         pause
         look patient
     done
-    follow_first
-    [[ -z $follower ]] || wait "$follower" || true
+    if [[ -z $follower ]] || ! wait "$follower"; then # else it was shown to its end
+        follow_first
+        wait "$follower" || true
+    fi
     follower=
     code=$(tr " " "\n" <<<"$words" | sed -n "s/^ended://p" | sort -n | tail -n 1)
     say "the training ended with exit code $code"
@@ -317,16 +321,11 @@ states() {
     quietly host all state | cut -d " " -f 1 | sort -u | tr "\n" " "
 }
 
+follows() { [[ -n $follower ]] && kill -0 -- "-$follower" 2>/dev/null; }
+
 # Shows the log of the first host: all of it, and where the connection broke, its last lines and what follows.
 follow_first() {
-    [[ -z $shown ]] || return 0
-    if [[ -n $follower ]]; then
-        ! kill -0 -- "-$follower" 2>/dev/null || return 0
-        if wait "$follower"; then # to the end of the training
-            shown=yes follower=
-            return
-        fi
-    fi
+    ! follows || return 0
     set -m # a process group, which can be ended as one, and which Ctrl-C does not reach
     host 0 follow "$lines" 2>/dev/null &
     set +m

@@ -3,15 +3,17 @@
 import math
 
 import pytest
+from ml_collections import ConfigDict
 
+from effv2_jax.cli import load_config
 from effv2_jax.config import UNITS, defaults, flatten
 from effv2_jax.errors import UserError
 from effv2_jax.progress import warnings_of
 from effv2_jax.ranges import check_ranges
 from effv2_jax.train import train
 
-# Any seed will do; the others are checked by `curriculum` and by the room that reads a folder.
-ELSEWHERE = {"seed", "global_batch_size", "data.holdout_percent"}
+# Checked by `curriculum`, and by the room that reads a folder.
+ELSEWHERE = {"global_batch_size", "data.holdout_percent"}
 
 
 def with_value(field, value):
@@ -63,6 +65,22 @@ def test_what_is_allowed_is_said(field, value, says):
         check_ranges(with_value(field, value))
 
 
+def test_a_config_of_its_own_that_lacks_a_field_is_told():
+    with pytest.raises(UserError, match=r"^config has no field 'data\.max_labels'; a config starts from "):
+        check_ranges(ConfigDict({"seed": 1}))
+
+
+def test_a_misspelt_override_is_told_before_what_another_one_mends(tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from effv2_jax.config import defaults\n"
+        "def get_config(argument=None):\n    config = defaults()\n    config.ema.decay = 1.5\n    return config\n"
+    )
+    assert load_config(str(file), ["--config.ema.decay=0.9"]).ema.decay == 0.9
+    with pytest.raises(UserError, match=r"did you mean optimizer\.momentum\?"):
+        load_config(str(file), ["--config.ema.decay=0.9", "--config.optimizer.momentun=0.4"])
+
+
 def test_nothing_is_written_before(tmp_path):
     with pytest.raises(UserError, match="learning_rate_per_256"):
         train(with_value("optimizer.learning_rate_per_256", math.nan), tmp_path / "run")
@@ -79,6 +97,6 @@ def test_what_is_rarely_meant_is_a_warning():
     config.global_batch_size = 16
     assert warnings_of(config, 1000, 160) == []
     [warmup] = warnings_of(config, 50, 160)  # 5 epochs of 10 steps
-    assert "the warm-up of 50 steps is as long as the run of 50" in warmup
+    assert "the warm-up of 50 steps (config.schedule.warmup_*) is at least as long as the run of 50" in warmup
     config.global_batch_size = 320
     assert any("is more than the 160 training examples" in warning for warning in warnings_of(config, 1000, 160))

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import children
+import psutil
 import pytest
 from test_processes import ROOT, command, free_port
 
@@ -303,6 +304,18 @@ def test_what_was_shown_to_its_end_is_not_shown_again(ready):
     ready.put("finish", "0")  # the log ends between two looks at the hosts
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and (shown + out).count("step 1") == 1
+
+
+def test_what_is_started_again_is_shown_again(ready):
+    process = ready.start("train", "--yes", "--poll=3", *TRAIN)
+    read_until(process, "^step 3$")
+    for pid in ready.folder.glob("hosts/*/effv2_run/pid"):  # told that their spot machine ends, which it then does not
+        [supervisor] = psutil.Process(int(pid.read_text())).children()
+        supervisor.terminate()
+    read_until(process, "training started")
+    ready.put("finish", "0")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.count("from step") == 1
 
 
 def test_without_an_answer_the_slice_stays_and_says_so(ready):

@@ -280,7 +280,7 @@ def _report(folder: epath.Path, root: epath.Path, strict: bool) -> Prepared:
     if not (folder / REPORT).exists():
         raise UserError(f"'{folder}' holds a data set that this command did not make; take another --out")
     report = json.loads((folder / REPORT).read_text())
-    if (source := report.pop("source")) != str(root.resolve()):
+    if (source := report.pop("source", None)) and source != str(root.resolve()):
         raise UserError(
             f"the data set in '{folder}' was prepared from '{source}', not from '{root}'; it can be used as it is, and "
             f"{anew}"
