@@ -87,9 +87,9 @@ def train_disturbed(
 ) -> None:
     """Runs and kills as often as asked, then lets the run end.
 
-    Three of four kills come at some step, which a restart may have reached already: then soon after that; the others
-    at some moment of a start. The last quarter of the steps is
-    left alone: what is killed there may have ended by itself before, on a machine that is less busy than it was.
+    Three of four kills come at some step, or soon after a restart that has passed it; the others at some moment of a
+    start. The last quarter of the steps is left alone: what is killed there may have ended by itself before, on a
+    machine that is less busy than it was.
     """
     rng = random.Random(seed)
     targets = sorted(rng.randrange(steps * 3 // 4) for _ in range(kills - kills // 4))

@@ -52,6 +52,7 @@ def test_each_number_of_a_config_has_a_range(field, value):
             1.5,
             r"config\.loss\.label_smoothing has the value 1\.5; it must be from 0 to below 1",
         ),
+        ("checkpoint.keep_last", 0, r"config\.checkpoint\.keep_last has the value 0; it must be at least 1"),
         ("batch_norm.epsilon", 0.0, r"config\.batch_norm\.epsilon has the value 0\.0; it must be more than 0"),
         (
             "data.crop_area",
