@@ -28,7 +28,7 @@ published; ours is EfficientNetV2-S. Published top-1, means of three runs:
 
 from effv2_jax.config import parse_argument
 from effv2_jax.errors import check_known
-from effv2_jax.recipes import imagenet, shrink
+from effv2_jax.presets import imagenet, shrink
 
 PLACEMENTS = ("none", "1-3", "1-5", "1-7")
 

@@ -23,10 +23,10 @@ weights, and hours on 32 TPUv3 cores (paper, Table 7):
 `runlocal` runs the same code for 8 steps on the digits with a thin network, from fresh weights.
 """
 
-from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
 from effv2_jax.errors import check_known
-from effv2_jax.recipes import check_size, finetune, imagenet_data, shrink
+from effv2_jax.network.architecture import get_architecture
+from effv2_jax.presets import check_size, finetune, imagenet_data, shrink
 
 DATA = ("folder", "imagenet")
 

@@ -8,9 +8,9 @@ name), or the classes themselves, of which `--config.data.holdout_percent=20` se
 size; the first stage has half of it. `runlocal` runs the same code for 8 steps on the digits with a thin network.
 """
 
-from effv2_jax.architecture import get_architecture
 from effv2_jax.config import defaults, duration, parse_argument
-from effv2_jax.recipes import check_size, shrink
+from effv2_jax.network.architecture import get_architecture
+from effv2_jax.presets import check_size, shrink
 
 
 def get_config(argument=None):

@@ -42,10 +42,10 @@ Published top-1, means of three runs (by its accuracy the network is M), and 83.
 
 import random
 
-from effv2_jax.architecture import get_architecture
 from effv2_jax.config import parse_argument
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.recipes import imagenet, shrink
+from effv2_jax.network.architecture import get_architecture
+from effv2_jax.presets import imagenet, shrink
 
 # Last value of the ranges: image size, RandAugment magnitude, mixup alpha, cutmix alpha, dropout. Paper: Table 6.
 PAPER = {

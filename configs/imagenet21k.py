@@ -22,10 +22,10 @@ evaluation split is `--config.data.train_split=train --config.data.evaluation_sp
 `runlocal` runs the same code for 8 steps on the digits with a thin network.
 """
 
-from effv2_jax.architecture import names
 from effv2_jax.config import defaults, duration, parse_argument
 from effv2_jax.errors import check_known
-from effv2_jax.recipes import shrink
+from effv2_jax.network.architecture import names
+from effv2_jax.presets import shrink
 
 HELD_OUT = 100_000
 VARIANTS = tuple(name.partition("-")[2] for name in names() if name.startswith("efficientnetv2-"))

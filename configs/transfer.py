@@ -18,7 +18,7 @@ schedule and no weight decay, `recipe=automl` is the released code, a constant s
 
 from effv2_jax.config import duration, parse_argument
 from effv2_jax.errors import check_known
-from effv2_jax.recipes import check_size, finetune, shrink
+from effv2_jax.presets import check_size, finetune, shrink
 
 # TFDS name, training and evaluation split, training examples (paper, Table 9).
 DATA = {

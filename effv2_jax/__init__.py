@@ -4,9 +4,9 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from effv2_jax.model import EfficientNet
-    from effv2_jax.preprocess import Preprocess
+    from effv2_jax.network.model import EfficientNet
     from effv2_jax.weights.bundle import Variables
+    from effv2_jax.weights.preprocess import Preprocess
 
 __version__ = "0.1.0"
 

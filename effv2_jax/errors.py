@@ -35,7 +35,7 @@ _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 _NO_WRITING_TEXTS = ("no space left", "quota exceeded", "read-only file system", "permission denied", "not permitted")
 
 
-def takes_no_writing(error: BaseException) -> bool:
+def is_disk_full_or_readonly(error: BaseException) -> bool:
     """Whether an error says that a disk is full or a place must not be written: another try would say so again.
 
     By the number where Python raised it, else by the text, which is all that TensorStore and TensorFlow give.

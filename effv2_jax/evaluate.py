@@ -1,7 +1,6 @@
 """Exact evaluation: every example counted once, on any number of devices and processes."""
 
 import collections
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,20 +10,22 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effv2_jax import mesh as mesh_lib
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.compile import Compiler, use_compilation_cache
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import from_dict
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.data.decode import Picture
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches
-from effv2_jax.data.sources import Label, Source, make_sources
-from effv2_jax.decomposed import compiler_options
+from effv2_jax.data.source import Source
+from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError
-from effv2_jax.mesh import make_mesh, put_batch
-from effv2_jax.progress import Results
-from effv2_jax.step import make_evaluation_step
+from effv2_jax.learning.step import make_evaluation_step
+from effv2_jax.monitoring.progress import Results
+from effv2_jax.network.cpu_kernels import compiler_options
+from effv2_jax.runtime import mesh as mesh_lib
+from effv2_jax.runtime.compilation_cache import use_compilation_cache
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.mesh import make_mesh, put_batch
 from effv2_jax.weights import Bundle, read_weights
+from effv2_jax.weights.relabel import with_labels_of
 
 
 def evaluate(
@@ -127,52 +128,6 @@ def _evaluate_once(
     if broken.count == len(source):
         raise UserError(f"none of the {len(source)} images can be read, the first is {source.describe(0)}")
     return {name: shares | {"unreadable": broken.count} for name, shares in results.items()}
-
-
-@dataclasses.dataclass
-class Relabelled:
-    """A source with other labels: `labels[old]` is the new one."""
-
-    source: Source
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        return self.source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> tuple[Picture, Label]:
-        picture, label = self.source.load(index)
-        return picture, tuple(self.labels[one] for one in label) if isinstance(label, tuple) else self.labels[label]
-
-    def describe(self, index: int) -> str:
-        return self.source.describe(index)
-
-
-def with_labels_of(source: Source, bundle: Bundle) -> Source:
-    """The source with the labels that weights give its classes: by name where they know the names, else by number.
-
-    Raises:
-      UserError: weights without a classifier, or for other classes.
-    """
-    names, known = source.class_names, bundle.class_names
-    if not bundle.num_classes:
-        raise UserError("these weights have no classifier to evaluate")
-    if set(names) <= set(known):
-        return Relabelled(source, tuple(known.index(name) for name in names), known)
-    by_number = names == tuple(map(str, range(len(names)))) and len(names) <= bundle.num_classes
-    strange = [name for name in names if name not in known]
-    # Where no name is shared they are other words for the same: synset numbers, for example.
-    if not by_number and (len(names) != bundle.num_classes or (known and len(strange) < len(names))):
-        raise UserError(
-            f"the data have {len(names)} classes, the weights {bundle.num_classes}, and the weights do not know "
-            f"{', '.join(strange[:5])}{' and others' if len(strange) > 5 else ''}; a folder's classes bear the "
-            "weights' names, in CSV files their numbers do as well"
-        )
-    return source
 
 
 def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, Results]:

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from effv2_jax.errors import UserError, check_known, takes_no_writing
-from effv2_jax.model import NORMALIZATIONS, EfficientNet, normalize
-from effv2_jax.publish import check_place
+from effv2_jax.errors import UserError, check_known, is_disk_full_or_readonly
+from effv2_jax.files import check_place
+from effv2_jax.network.model import NORMALIZATIONS, EfficientNet, normalize
 from effv2_jax.weights import Bundle
 from effv2_jax.weights.bundle import Variables
 
@@ -257,7 +257,7 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from None
     except Exception as error:  # TensorFlow's own of a full disk
-        if not takes_no_writing(error):
+        if not is_disk_full_or_readonly(error):
             raise
         raise UserError(f"'{path}' cannot be written: {' '.join(str(error).split())[:300]}") from None
     return comparison

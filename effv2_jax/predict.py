@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from effv2_jax.data.decode import BrokenImage
-from effv2_jax.data.folder import EXTENSIONS
-from effv2_jax.decomposed import compiler_options
+from effv2_jax.data.images.decode import BrokenImage
+from effv2_jax.data.sources.folder import EXTENSIONS
 from effv2_jax.errors import UserError
-from effv2_jax.model import normalize
-from effv2_jax.preprocess import Image
+from effv2_jax.network.cpu_kernels import compiler_options
+from effv2_jax.network.model import normalize
 from effv2_jax.weights import Bundle
+from effv2_jax.weights.preprocess import Image
 
 
 @dataclasses.dataclass(frozen=True)

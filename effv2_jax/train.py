@@ -9,35 +9,29 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, has_checkpoints, set_damaged_aside
-from effv2_jax.compile import Compiler, drop_torn_programs, use_compilation_cache
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints, has_checkpoints, quarantine_damaged
+from effv2_jax.checkpoints.resume import check_faults, identity_of, resume_curriculum
 from effv2_jax.config import to_dict
+from effv2_jax.config.validate import check_ranges
 from effv2_jax.curriculum import make_curriculum, steps_of
 from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
-from effv2_jax.errors import Preempted, UserError, takes_no_writing
+from effv2_jax.errors import Preempted, UserError, is_disk_full_or_readonly
 from effv2_jax.evaluate import evaluate
-from effv2_jax.initialize import arrays_to_start_from, start_from
-from effv2_jax.lock import exclusive
-from effv2_jax.mesh import make_mesh, on_first_process, put_batch, wait_for_all
-from effv2_jax.metrics import METRICS_FILE, make_writers, read_metrics
-from effv2_jax.optimizer import FACTORS, describe_factors
-from effv2_jax.pictures import draw_metrics
-from effv2_jax.preemption import Preemption
-from effv2_jax.progress import (
-    Progress,
-    Results,
-    Stopwatch,
-    describe_results,
-    describe_run,
-    flatten_results,
-    lost_seconds,
-    say,
-)
-from effv2_jax.ranges import check_ranges
-from effv2_jax.resume import check_faults, curriculum_to_go_on, identity_of
-from effv2_jax.step import check_batch
-from effv2_jax.wandb_writer import WandbWriter
+from effv2_jax.learning.optimizer import FACTORS, describe_factors
+from effv2_jax.learning.step import check_batch
+from effv2_jax.monitoring.metrics import METRICS_FILE, make_writers, read_metrics
+from effv2_jax.monitoring.plots import draw_metrics
+from effv2_jax.monitoring.progress import Progress, Results, describe_results, describe_run, flatten_results, say
+from effv2_jax.monitoring.stopwatch import Stopwatch, lost_seconds
+from effv2_jax.monitoring.wandb_writer import WandbWriter
+from effv2_jax.runtime.compilation_cache import drop_torn_programs, use_compilation_cache
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.lock import exclusive
+from effv2_jax.runtime.mesh import make_mesh, put_batch
+from effv2_jax.runtime.preemption import Preemption
+from effv2_jax.runtime.processes import on_first_process, wait_for_all
+from effv2_jax.weights.init_from import arrays_to_start_from, start_from
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "parameters.txt"
@@ -79,7 +73,7 @@ def train(
         with contextlib.ExitStack() as stack:
             return _train(config, epath.Path(workdir), force, wandb_project, stack)
     except OSError as error:
-        if not takes_no_writing(error):
+        if not is_disk_full_or_readonly(error):
             raise
         raise UserError(f"the run in '{workdir}' cannot go on: {error}") from error
 
@@ -107,7 +101,7 @@ def _train(
 
     def take_workdir() -> None:
         stack.enter_context(exclusive(workdir))
-        set_damaged_aside(workdir / CHECKPOINTS, say)
+        quarantine_damaged(workdir / CHECKPOINTS, say)
         drop_torn_programs(workdir)
 
     on_first_process("take the workdir", take_workdir)
@@ -120,7 +114,7 @@ def _train(
     step, best, results, unreported, evaluation_due, cause = 0, {}, {}, [], False, "start"
     if (latest := checkpoints.latest()) is not None:
         run = checkpoints.restore_run(latest)
-        going_on, faults = curriculum_to_go_on(run, config, curriculum, sources)
+        going_on, faults = resume_curriculum(run, config, curriculum, sources)
         if force and faults:
             say(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
         else:

@@ -23,15 +23,15 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
     import jax
+    from effv2_jax.cli.load_config import load_config
 
-    from effv2_jax.cli import load_config
-    from effv2_jax.compile import Compiler
     from effv2_jax.curriculum import make_curriculum
     from effv2_jax.errors import UserError
-    from effv2_jax.hlo import figures
-    from effv2_jax.mesh import make_mesh
-    from effv2_jax.step import check_batch
-    from effv2_jax.tables import empty_table, to_text
+    from effv2_jax.learning.step import check_batch
+    from effv2_jax.monitoring.tables import empty_table, to_text
+    from effv2_jax.planning.hlo import figures
+    from effv2_jax.runtime.compiler import Compiler
+    from effv2_jax.runtime.mesh import make_mesh
 
     try:
         config = load_config(arguments.config, overrides)

@@ -27,8 +27,9 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     shutil.rmtree(args.workdir, ignore_errors=True)
 
-    from effv2_jax.cli import load_config
-    from effv2_jax.metrics import METRICS_FILE, read_metrics
+    from effv2_jax.cli.load_config import load_config
+
+    from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
     from effv2_jax.train import train
 
     tiny = [

@@ -4,7 +4,7 @@ import logging
 
 import jax
 
-from effv2_jax.decomposed import compiler_options
+from effv2_jax.network.cpu_kernels import compiler_options
 
 _LOGGER = logging.getLogger("jax._src.interpreters.pxla")
 _counters: list["CompileCounter"] = []

@@ -21,7 +21,7 @@ def effv2(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        from effv2_jax.cli import main
+        from effv2_jax.cli.main import main
 
         code = 0
         try:
@@ -40,7 +40,7 @@ def bucket(tmp_path, monkeypatch) -> Path:
     from bucket import Bucket
     from etils.epath import backend, gpath
 
-    from effv2_jax import lock
+    from effv2_jax.runtime import lock
 
     stored = Bucket(tmp_path / "stored")
     monkeypatch.setattr(backend, "tf_backend", stored)

@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from effv2_jax import cli, train
-from effv2_jax.checkpoint import Checkpoints
-from effv2_jax.preemption import Preemption
+from effv2_jax import train
+from effv2_jax.checkpoints.manager import Checkpoints
+from effv2_jax.cli.main import main as cli
+from effv2_jax.runtime.preemption import Preemption
 
 
 def digest(*arrays):

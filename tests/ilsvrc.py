@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from effv2_jax.data.published import Published
+from effv2_jax.data.preparation.imagenet_facts import Published
 
 SYNSETS = ("n01440764", "n01443537", "n02105855", "n13037406")
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

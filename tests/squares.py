@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from effv2_jax.data.decode import BrokenImage, Picture
+from effv2_jax.data.images.decode import BrokenImage, Picture
 
 
 @dataclasses.dataclass(frozen=True)

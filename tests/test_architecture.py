@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from effv2_jax import architecture
-from effv2_jax.architecture import Block, count_macs, count_parameters, count_variables, get_architecture
 from effv2_jax.errors import UserError
+from effv2_jax.network import architecture
+from effv2_jax.network.architecture import Block, count_macs, count_parameters, count_variables, get_architecture
 
 # name: trainable parameters; with batch-norm statistics (asserted in automl's effnetv2_model_test.py, but for V1-B7);
 # billion MACs at evaluation size; at training size (V2 only); blocks; stem; head; training size; evaluation size

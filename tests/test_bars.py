@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from effv2_jax import bars
+from effv2_jax.monitoring import progress_bar as bars
 
 
 def test_lines_where_there_is_no_terminal(capsys, monkeypatch):

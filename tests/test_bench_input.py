@@ -10,7 +10,7 @@ from needs import needs
 
 from effv2_jax.bench import input as bench
 from effv2_jax.bench import tf_input
-from effv2_jax.data import ops
+from effv2_jax.data.images import ops
 from effv2_jax.errors import UserError
 
 

@@ -4,7 +4,7 @@ import pytest
 from tiny import tiny_config
 
 from effv2_jax.bench.stages import stages_table, summarize
-from effv2_jax.tables import to_text
+from effv2_jax.monitoring.tables import to_text
 
 
 def records(waits):

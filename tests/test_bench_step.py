@@ -7,7 +7,7 @@ from needs import needs
 
 from effv2_jax.bench import step as bench
 from effv2_jax.errors import UserError
-from effv2_jax.tables import to_text
+from effv2_jax.monitoring.tables import to_text
 
 
 @pytest.mark.slow

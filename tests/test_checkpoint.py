@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny import compiler_of, tiny_config
 
-from effv2_jax.checkpoint import Checkpoints, damage_of, set_damaged_aside
-from effv2_jax.checksums import CHECKSUMS
+from effv2_jax.checkpoints.checksums import CHECKSUMS
+from effv2_jax.checkpoints.manager import Checkpoints, damage_of, quarantine_damaged
 from effv2_jax.errors import UserError
 
 ABSTRACT = {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
@@ -139,7 +139,7 @@ def test_harm_to_any_file_is_named_and_the_checkpoint_before_is_used(two_checkpo
         shutil.copytree(two_checkpoints, directory)
         harm(directory / file, rng)
         lines = []
-        set_damaged_aside(directory, lines.append)
+        quarantine_damaged(directory, lines.append)
         name = str(file.relative_to("7"))
         if name in covered or name == CHECKSUMS:
             [line] = lines
@@ -165,7 +165,7 @@ def test_what_a_killed_deletion_leaves_goes_without_a_word(two_checkpoints, tmp_
     directory = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, directory)
     shutil.rmtree(directory / "3" / "state" / "d")
-    set_damaged_aside(directory, lambda line: pytest.fail(line))
+    quarantine_damaged(directory, lambda line: pytest.fail(line))
     assert sorted(path.name for path in directory.iterdir()) == ["7"]
 
 
@@ -176,9 +176,9 @@ def test_a_killed_save_on_an_object_store_is_no_checkpoint(two_checkpoints, tmp_
     shutil.copytree(two_checkpoints, directory)
     (directory / "7" / "commit_success.txt").unlink()
     (directory / "7" / CHECKSUMS).unlink()
-    set_damaged_aside(directory, lambda line: pytest.fail(line))
+    quarantine_damaged(directory, lambda line: pytest.fail(line))
     shutil.rmtree(directory / "3")
-    set_damaged_aside(directory, lambda line: pytest.fail(line))  # killed in the first save: a fresh start
+    quarantine_damaged(directory, lambda line: pytest.fail(line))  # killed in the first save: a fresh start
 
 
 def test_an_older_damaged_checkpoint_is_set_aside_too(two_checkpoints, tmp_path):
@@ -187,7 +187,7 @@ def test_an_older_damaged_checkpoint_is_set_aside_too(two_checkpoints, tmp_path)
     (directory / "3" / "metrics" / "metrics").write_text('{"sc')
     with pytest.raises(UserError, match="3: metrics/metrics is damaged"):  # a reader changes nothing
         Checkpoints(directory, read_only=True)
-    set_damaged_aside(directory, lambda line: None)
+    quarantine_damaged(directory, lambda line: None)
     assert restored(directory) == 7 and (directory / "3.damaged").exists()
 
 
@@ -197,12 +197,12 @@ def test_where_all_are_damaged_nothing_starts_from_scratch(two_checkpoints, tmp_
     for step in (3, 7):
         (directory / str(step) / "run" / "metadata").write_text("")
     with pytest.raises(UserError, match=r"no checkpoint in .* is intact: checkpoint 3 .* checkpoint 7 is damaged"):
-        set_damaged_aside(directory, lambda line: None)
+        quarantine_damaged(directory, lambda line: None)
     assert steps_in(directory) == [3, 7]
     for step in (3, 7):
         (directory / str(step)).rename(directory / f"{step}.damaged")
     with pytest.raises(UserError, match=r"no checkpoint in .* is intact: 3\.damaged; 7\.damaged"):
-        set_damaged_aside(directory, lambda line: None)
+        quarantine_damaged(directory, lambda line: None)
 
 
 def test_of_equal_scores_the_newest_is_the_best_and_is_kept(tmp_path):
@@ -261,7 +261,7 @@ def test_a_process_killed_while_it_saves_leaves_the_last_complete_checkpoint(tmp
         process.send_signal(signal.SIGKILL)
         rest, _ = process.communicate()
         complete = max([complete, *map(int, rest.split())])
-        set_damaged_aside(tmp_path, lambda line: pytest.fail(line))
+        quarantine_damaged(tmp_path, lambda line: pytest.fail(line))
         assert restored(tmp_path) in (complete, complete + 1)
     save_all(tmp_path, {1000: None}, keep_last=1)
     assert [path.name for path in tmp_path.iterdir()] == ["1000"]  # nothing half-written is left

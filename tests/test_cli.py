@@ -126,7 +126,7 @@ def test_models_through_the_installed_command_and_a_closed_pipe():
 def test_a_reader_that_closes_the_pipe_early_gets_no_traceback():
     read, write = os.pipe()
     os.close(read)
-    words = [sys.executable, "-c", "from effv2_jax.cli import entry; entry()", "models"]
+    words = [sys.executable, "-c", "from effv2_jax.cli.main import entry; entry()", "models"]
     process = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert process.returncode == 1 and "Traceback" not in process.stderr

@@ -6,15 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from effv2_jax.cli.load_config import load_config
 from ml_collections import ConfigDict
 
-from effv2_jax.cli import load_config
-from effv2_jax.compile import Compiler
 from effv2_jax.config import defaults, duration, flat_lines, from_dict, parse_argument, to_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.mesh import make_mesh
-from effv2_jax.step import check_batch
+from effv2_jax.learning.step import check_batch
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.mesh import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from effv2_jax.cli.parser import make_parser
 
-from effv2_jax.cli import make_parser
 from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED
-from effv2_jax.mesh import ADVICE
+from effv2_jax.runtime.processes import ADVICE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")

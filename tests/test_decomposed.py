@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effv2_jax import decomposed
-from effv2_jax.layers import BatchNorm, convolution
+from effv2_jax.network import cpu_kernels as decomposed
+from effv2_jax.network.layers import BatchNorm, convolution
 
 
 def draws(*shapes, seed=0):

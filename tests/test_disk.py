@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_processes import command, start
 
-from effv2_jax.checkpoint import damage_of
+from effv2_jax.checkpoints.manager import damage_of
 
 SAVE_TWICE = """
 import os, sys

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from effv2_jax.ema import ema_decay, update_ema
+from effv2_jax.learning.ema import ema_decay, update_ema
 
 
 @pytest.mark.parametrize("first_step", [0, 89_980])  # where warm-up is everything, and where 0.9999 takes over

@@ -8,8 +8,8 @@ import pytest
 
 from effv2_jax.config import defaults
 from effv2_jax.evaluate import evaluate
-from effv2_jax.mesh import make_mesh
-from effv2_jax.step import make_evaluation_step
+from effv2_jax.learning.step import make_evaluation_step
+from effv2_jax.runtime.mesh import make_mesh
 
 
 class TopRow(nn.Module):

@@ -6,20 +6,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from effv2_jax.cli.load_config import load_config
 from pictures_folder import write_photos
 from tiny import tiny_config, to_host
 
 from effv2_jax import train as train_lib
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.cli import load_config
-from effv2_jax.compile import Compiler
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Preempted
-from effv2_jax.mesh import make_mesh
-from effv2_jax.metrics import METRICS_FILE, read_metrics
-from effv2_jax.optimizer import parameter_factors
-from effv2_jax.preemption import Preemption
+from effv2_jax.learning.optimizer import parameter_factors
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.mesh import make_mesh
+from effv2_jax.runtime.preemption import Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [

@@ -9,13 +9,13 @@ import pytest
 from pictures_folder import write_photos
 
 import effv2_jax
-from effv2_jax.architecture import get_architecture
 from effv2_jax.errors import UserError
 from effv2_jax.export import FORMATS, Program, export, open_stablehlo, write_stablehlo
-from effv2_jax.preprocess import Preprocess
+from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights import Bundle, read_weights, write_weights
 from effv2_jax.weights.bundle import unflatten
 from effv2_jax.weights.mapping import entries
+from effv2_jax.weights.preprocess import Preprocess
 
 
 @pytest.fixture(scope="module")

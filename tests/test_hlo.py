@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from effv2_jax.hlo import Figures, figures
+from effv2_jax.planning.hlo import Figures, figures
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

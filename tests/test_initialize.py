@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tiny import compiler_of, tiny_config, to_host
 
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.errors import UserError
 from effv2_jax.evaluate import evaluate_run
-from effv2_jax.initialize import arrays_to_start_from, start_from
 from effv2_jax.train import train
 from effv2_jax.weights import read_weights, write_weights
 from effv2_jax.weights.bundle import flatten
+from effv2_jax.weights.init_from import arrays_to_start_from, start_from
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from effv2_jax import layers
-from effv2_jax.architecture import Block
+from effv2_jax.network import layers
+from effv2_jax.network.architecture import Block
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

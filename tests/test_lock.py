@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from effv2_jax import lock
 from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError
+from effv2_jax.runtime import lock
 
 HOLD = """
 import sys, time

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from effv2_jax.errors import UserError
-from effv2_jax.losses import make_loss, smoothed_targets
+from effv2_jax.learning.losses import make_loss, smoothed_targets
 
 LABELS = np.array([0, 3, 6, 3, 1], np.int32)
 LOGITS = np.random.default_rng(0).normal(0, 5, (5, 7)).astype(np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from effv2_jax.mixing import mix, symmetric_beta
+from effv2_jax.learning.mixing import mix, symmetric_beta
 
 
 def mixed(batch, mixup_alpha, cutmix_alpha, seed=0, height=16, width=24, dtype=jnp.float32):

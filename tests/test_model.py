@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from effv2_jax.architecture import Architecture, Block, count_parameters, count_variables, get_architecture
 from effv2_jax.bench.peers import import_keras
-from effv2_jax.compile import make_model
 from effv2_jax.config import defaults
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.model import EfficientNet, normalize
+from effv2_jax.network.architecture import Architecture, Block, count_parameters, count_variables, get_architecture
+from effv2_jax.network.model import EfficientNet, make_model, normalize
 from effv2_jax.weights import read_weights
 
 TINY = get_architecture(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from effv2_jax.config import defaults
 from effv2_jax.errors import UserError
-from effv2_jax.optimizer import FACTORS, describe_factors, make_optimizer, make_schedule, parameter_factors
+from effv2_jax.learning.optimizer import FACTORS, describe_factors, make_optimizer, make_schedule, parameter_factors
 
 TRAIN_EXAMPLES = 1_256_144  # of the released ImageNet training split
 TOTAL_STEPS = 107_336  # 350 epochs of them in batches of 4096

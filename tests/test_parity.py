@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from needs import needs
 
-from effv2_jax.architecture import get_architecture, names
 from effv2_jax.bench import parity
 from effv2_jax.bench.peers import PEERS, make_peer, peer_name
+from effv2_jax.network.architecture import get_architecture, names
 from effv2_jax.weights.bundle import foreign_bundle
 
 EVALUATION, TRAINING = 1e-4, 1e-3  # what may differ, relative

@@ -7,13 +7,13 @@ import json
 import pytest
 from tiny import tiny_config
 
-from effv2_jax import plan as plan_module
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.plan import estimate, plan_table
-from effv2_jax.programs import Program
-from effv2_jax.tables import to_text
-from effv2_jax.tpu import CHIPS, Slice, check_name
+from effv2_jax.monitoring.tables import to_text
+from effv2_jax.planning import plan as plan_module
+from effv2_jax.planning.cost_model import Program
+from effv2_jax.planning.plan import estimate, plan_table
+from effv2_jax.planning.slices import CHIPS, Slice, check_name
 
 V5E, V3 = Slice("v5e:4x4", 16, 16), Slice("v3:4x4", 16, 32)
 SMALL = (

@@ -15,13 +15,14 @@ import pytest
 from pictures_folder import write_photos
 from PIL import Image
 
-from effv2_jax.architecture import get_architecture
 from effv2_jax.errors import UserError
-from effv2_jax.evaluate import confidence_interval, with_labels_of
-from effv2_jax.preprocess import Preprocess
+from effv2_jax.evaluate import confidence_interval
+from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights import Bundle, read_weights, write_weights
 from effv2_jax.weights.bundle import unflatten
 from effv2_jax.weights.mapping import entries
+from effv2_jax.weights.preprocess import Preprocess
+from effv2_jax.weights.relabel import with_labels_of
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_names_of_any_bytes_and_folders_that_look_like_images(weights, photos):
     """In a process of its own, whose output is strict UTF-8."""
     (photos / "folder.jpg").mkdir()
     os.rename(next(photos.glob("train/rose/*.jpg")), os.fsencode(photos) + b"/\xff\xfe.jpg")
-    command = [sys.executable, "-c", "from effv2_jax.cli import entry; entry()", "predict", f"--weights={weights}"]
+    command = [sys.executable, "-c", "from effv2_jax.cli.main import entry; entry()", "predict", f"--weights={weights}"]
     result = subprocess.run(
         [*command, photos], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     )

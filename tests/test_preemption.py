@@ -12,9 +12,9 @@ import pytest
 from test_processes import ROOT, command, free_port, start
 from tiny import tiny_config
 
-from effv2_jax.checkpoint import CHECKPOINTS
+from effv2_jax.checkpoints.manager import CHECKPOINTS
 from effv2_jax.errors import EXIT_PREEMPTED, EXIT_UNAVAILABLE, Preempted
-from effv2_jax.preemption import Preemption
+from effv2_jax.runtime.preemption import Preemption
 from effv2_jax.train import train
 
 LONG = ["--config.total_steps=100000", "--config.evaluate_steps=100000", "--config.checkpoint_steps=100000"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 EFFV2 = str(Path(sys.executable).with_name("effv2"))

@@ -3,13 +3,13 @@
 import math
 
 import pytest
+from effv2_jax.cli.load_config import load_config
 from ml_collections import ConfigDict
 
-from effv2_jax.cli import load_config
 from effv2_jax.config import UNITS, defaults, flatten
+from effv2_jax.config.validate import check_ranges
 from effv2_jax.errors import UserError
-from effv2_jax.progress import warnings_of
-from effv2_jax.ranges import check_ranges
+from effv2_jax.monitoring.progress import warnings_of
 from effv2_jax.train import train
 
 # Checked by `curriculum`, and by the room that reads a folder.

@@ -7,12 +7,12 @@ import ilsvrc
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from effv2_jax.cli.load_config import load_config
 
-from effv2_jax.cli import load_config
-from effv2_jax.data.prepare import prepare_imagenet
-from effv2_jax.data.published import imagenet21k
+from effv2_jax.data.preparation.imagenet_facts import imagenet21k
+from effv2_jax.data.preparation.prepare import prepare_imagenet
 from effv2_jax.data.sources import make_sources
-from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.train import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tiny import tiny_config
 
 from effv2_jax.config import to_dict
-from effv2_jax.data.folder import Folder
-from effv2_jax.lock import exclusive
-from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.data.sources.folder import Folder
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.report import page
 from effv2_jax.report.charts import thin
 from effv2_jax.report.confusion import Predictions, one_label, predict_run
+from effv2_jax.runtime.lock import exclusive
 from effv2_jax.train import CONFIG_FILE, train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

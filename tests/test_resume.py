@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from squares import Squares
 from tiny import tiny_config
 
+from effv2_jax.checkpoints.resume import MAY_CHANGE, check_faults, identity_of, resume_curriculum
 from effv2_jax.config import flatten, to_dict
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.data.sources import Sources
+from effv2_jax.data.source import Sources
 from effv2_jax.errors import UserError
-from effv2_jax.resume import MAY_CHANGE, check_faults, curriculum_to_go_on, identity_of
 
 SOURCES = Sources(Squares(1442), Squares(355))
 quick = settings(max_examples=50, deadline=None)
@@ -25,7 +25,7 @@ def run_of(config, step=3):
 
 
 def going_on(run, config, sources=SOURCES):
-    return curriculum_to_go_on(run, config, make_curriculum(config, len(sources.train)), sources)
+    return resume_curriculum(run, config, make_curriculum(config, len(sources.train)), sources)
 
 
 def ends(curriculum):

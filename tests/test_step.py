@@ -14,12 +14,11 @@ import optax
 import pytest
 from tiny import NUM_CLASSES, compiler_of, random_batch, tiny_config, to_host
 
-from effv2_jax.compile import make_model
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.mesh import make_mesh, put_batch
-from effv2_jax.model import normalize
-from effv2_jax.step import check_batch, random_stream, split_batch
+from effv2_jax.learning.step import check_batch, random_stream, split_batch
+from effv2_jax.network.model import make_model, normalize
+from effv2_jax.runtime.mesh import make_mesh, put_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "step.json"
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 from tiny import tiny_config
 
-from effv2_jax import progress
 from effv2_jax.errors import Preempted, UserError
-from effv2_jax.metrics import METRICS_FILE, Writers, read_metrics
-from effv2_jax.preemption import Preemption
+from effv2_jax.monitoring import progress
+from effv2_jax.monitoring.metrics import METRICS_FILE, Writers, read_metrics
+from effv2_jax.runtime.preemption import Preemption
 from effv2_jax.train import train
 
 

@@ -5,10 +5,11 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from effv2_jax import architecture, tables
 from effv2_jax.config import defaults
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
+from effv2_jax.monitoring import tables
+from effv2_jax.network import architecture
 
 IMAGENET = 1_256_144
 

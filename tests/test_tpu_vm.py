@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_processes import ROOT, command, free_port
 
-from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 
 ZONE = "--zone=us-central1-a"
 # Trains to step 3, waits there for the file `finish`, and ends with the exit code in it; with 75 when asked to leave.

@@ -11,16 +11,17 @@ from compilations import CompileCounter
 from tiny import tiny_config, to_host
 
 from effv2_jax import train as train_lib
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.compile import CACHE, Compiler
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import to_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
 from effv2_jax.evaluate import evaluate_run
-from effv2_jax.mesh import make_mesh
-from effv2_jax.metrics import METRICS_FILE, read_metrics
-from effv2_jax.pictures import PICTURE_FILE
-from effv2_jax.progress import Progress
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.plots import PICTURE_FILE
+from effv2_jax.monitoring.progress import Progress
+from effv2_jax.runtime.compilation_cache import CACHE
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.mesh import make_mesh
 from effv2_jax.train import train
 
 

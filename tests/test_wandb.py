@@ -7,8 +7,8 @@ import struct
 import pytest
 from tiny import tiny_config
 
-from effv2_jax import wandb_writer
-from effv2_jax.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring import wandb_writer
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.train import train
 
 BLOCK = 2**15  # of the log that W&B keeps: LevelDB's format

@@ -22,10 +22,10 @@ from needs import needs
 from safetensors.numpy import save_file
 
 import effv2_jax
-from effv2_jax.architecture import get_architecture, names
 from effv2_jax.bench.parity import random_variables
 from effv2_jax.bench.peers import import_keras, import_torch_peers, make_peer
 from effv2_jax.errors import UserError
+from effv2_jax.network.architecture import get_architecture, names
 from effv2_jax.weights import Bundle, read_weights, write_weights
 from effv2_jax.weights.bundle import (
     flatten,

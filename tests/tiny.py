@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from effv2_jax.compile import Compiler
 from effv2_jax.config import defaults, duration
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.mesh import make_mesh
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.mesh import make_mesh
 
 NUM_CLASSES = 10
 NUM_EXAMPLES = 1442

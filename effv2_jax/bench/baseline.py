@@ -15,8 +15,8 @@ import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from effv2_jax.architecture import Architecture, Block
 from effv2_jax.curriculum import Stage
+from effv2_jax.network.architecture import Architecture, Block
 
 Array = jax.Array
 

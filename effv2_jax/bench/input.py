@@ -21,13 +21,13 @@ from rich.console import RenderableType
 from effv2_jax.bench.peers import check_installed
 from effv2_jax.config import defaults, duration
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.data.crop import random_crop_box, random_flip, resize
-from effv2_jax.data.decode import BrokenImage, Picture
-from effv2_jax.data.folder import EXTENSIONS, Folder
+from effv2_jax.data.images.crop import random_crop_box, random_flip, resize
+from effv2_jax.data.images.decode import BrokenImage, Picture
+from effv2_jax.data.images.randaugment import rand_augment
 from effv2_jax.data.pipeline import example_generator, place_in_epoch, train_batches
-from effv2_jax.data.randaugment import rand_augment
+from effv2_jax.data.sources.folder import EXTENSIONS, Folder
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.tables import empty_table
+from effv2_jax.monitoring.tables import empty_table
 
 PEERS = ("tf.data", "torchvision")
 MAGNITUDE = 10.0  # of RandAugment

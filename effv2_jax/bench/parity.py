@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from effv2_jax import architecture as architectures
-from effv2_jax.architecture import Architecture, get_architecture
 from effv2_jax.bench.peers import PEERS, Outputs, TrainStep, check_installed, check_size, make_peer, peer_name
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.isolated import in_a_process
-from effv2_jax.layers import Residual
+from effv2_jax.network import architecture as architectures
+from effv2_jax.network.architecture import Architecture, get_architecture
+from effv2_jax.network.layers import Residual
+from effv2_jax.runtime.isolated_process import run_isolated
 from effv2_jax.weights.bundle import Bundle, Variables, flatten, foreign_bundle, unflatten
 from effv2_jax.weights.mapping import entries
 
@@ -65,7 +65,7 @@ def measure(
     for variant, some in found.items():
         modes = [compare_forward] + [compare_training] * (variant in TRAIN_VARIANTS)
         for mode in modes if some else ():
-            new = in_a_process(variant, mode, variant, some, size, initializer=_on_the_cpu)
+            new = run_isolated(variant, mode, variant, some, size, initializer=_on_the_cpu)
             for row in new:
                 log(describe(row))
             rows += new

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from effv2_jax.architecture import Architecture
 from effv2_jax.errors import UserError
+from effv2_jax.network.architecture import Architecture
 from effv2_jax.weights.bundle import Variables, flatten, unflatten
 from effv2_jax.weights.mapping import Entry, block_places, entries
 

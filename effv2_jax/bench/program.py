@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from rich.console import RenderableType
 
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.plan import describe_slices, estimate
-from effv2_jax.programs import Programs
-from effv2_jax.tables import empty_table
+from effv2_jax.monitoring.tables import empty_table
+from effv2_jax.planning.cost_model import Programs
+from effv2_jax.planning.plan import describe_slices, estimate
 
 
 def measure(config: ConfigDict, topologies: list[str], programs: Programs) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from rich.console import RenderableType
 
 from effv2_jax.config import from_dict, to_dict
 from effv2_jax.errors import UserError
-from effv2_jax.isolated import in_a_process
-from effv2_jax.metrics import METRICS_FILE, read_metrics
-from effv2_jax.tables import empty_table
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.tables import empty_table
+from effv2_jax.runtime.isolated_process import run_isolated
 
 ARMS = {"background": True, "in turn": False}
 
@@ -41,7 +41,7 @@ def measure(config: ConfigDict, workdir: Path, log: Callable[[str], None]) -> di
         log(f"training with compilation {name} ...")
         values = to_dict(config)
         values["compilation"] = {"background": background, "cache": "off"}
-        in_a_process(f"training with compilation {name}", _train, values, str(workdir / name.replace(" ", "-")))
+        run_isolated(f"training with compilation {name}", _train, values, str(workdir / name.replace(" ", "-")))
         results[name] = summarize(read_metrics(workdir / name.replace(" ", "-") / METRICS_FILE), config)
     return results
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from effv2_jax.architecture import names
 from effv2_jax.bench.peers import check_installed, check_size, import_torch_peers, peer_name
 from effv2_jax.errors import Unavailable, check_known
-from effv2_jax.tables import empty_table
+from effv2_jax.monitoring.tables import empty_table
+from effv2_jax.network.architecture import names
 
 CLASSES = 1000
 MODES = ("training", "inference")
@@ -136,12 +136,12 @@ def _serve(connection: Connection, name: str, variant: str, size: int, batch_siz
 def _ours(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> Side:
     import jax
 
-    from effv2_jax.compile import Compiler, make_model
     from effv2_jax.config import defaults, duration
     from effv2_jax.curriculum import make_curriculum
-    from effv2_jax.decomposed import compiler_options
-    from effv2_jax.mesh import make_mesh, put_batch
-    from effv2_jax.model import normalize
+    from effv2_jax.network.cpu_kernels import compiler_options
+    from effv2_jax.network.model import make_model, normalize
+    from effv2_jax.runtime.compiler import Compiler
+    from effv2_jax.runtime.mesh import make_mesh, put_batch
 
     config = defaults()
     config.model.variant = variant

@@ -21,11 +21,17 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage
-from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS, evaluation_crop, random_flip, random_resized_crop
-from effv2_jax.data.decode import BrokenImage, Picture
-from effv2_jax.data.ops import noise_cutout
-from effv2_jax.data.randaugment import auto_augment, rand_augment
-from effv2_jax.data.sources import Label, Source
+from effv2_jax.data.images.crop import (
+    EVALUATION_CROPS,
+    INTERPOLATIONS,
+    evaluation_crop,
+    random_flip,
+    random_resized_crop,
+)
+from effv2_jax.data.images.decode import BrokenImage, Picture
+from effv2_jax.data.images.ops import noise_cutout
+from effv2_jax.data.images.randaugment import auto_augment, rand_augment
+from effv2_jax.data.source import Label, Source
 from effv2_jax.errors import UserError, check_known
 
 Batch = dict[str, np.ndarray]
@@ -263,7 +269,7 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
         # Parts of a batch, so that all threads work on the next one, but not single examples: the calling thread
         # pays for each element, at 0.2 ms that is 60 ms for 256.
         # More threads than cores wait for each other: on 2 cores 16 threads are half as fast as 2.
-        num_threads = data.num_threads or cores()
+        num_threads = data.num_threads or available_cores()
         part = _part_size(batch_size, num_threads)
         buffer = ahead * (batch_size // part)
         options = grain.ReadOptions(num_threads=min(num_threads, buffer), prefetch_buffer_size=buffer)
@@ -318,7 +324,7 @@ def _ignore_signals(worker_index: int, worker_count: int) -> None:
         signal.signal(name, signal.SIG_IGN)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """That this process may use; Linux knows of less than all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -10,16 +10,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from effv2_jax import mesh as mesh_lib
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints, damage_of
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints, damage_of
 from effv2_jax.config import from_dict
-from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.images.decode import BrokenImage
 from effv2_jax.data.pipeline import evaluation_batches
-from effv2_jax.data.sources import Source, make_sources
-from effv2_jax.decomposed import compiler_options
+from effv2_jax.data.source import Source
+from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError
-from effv2_jax.mesh import make_mesh, put_batch
-from effv2_jax.model import normalize
+from effv2_jax.network.cpu_kernels import compiler_options
+from effv2_jax.network.model import normalize
+from effv2_jax.runtime import mesh as mesh_lib
+from effv2_jax.runtime.mesh import make_mesh, put_batch
 from effv2_jax.weights.run import read_run
 
 IMAGES_A_DEVICE = 32  # at once: whoever reads about a run may have less memory than where it was trained

@@ -15,10 +15,10 @@ from etils import epath
 
 from effv2_jax import __version__
 from effv2_jax.config import defaults, flatten, to_dict
-from effv2_jax.data.folder import EXTENSIONS
+from effv2_jax.data.sources.folder import EXTENSIONS
 from effv2_jax.errors import UserError
-from effv2_jax.progress import clock
-from effv2_jax.publish import check_place, put
+from effv2_jax.files import check_place, write_atomically
+from effv2_jax.monitoring.stopwatch import clock
 from effv2_jax.report.charts import AVERAGED, LARGE, RAW, SERIES_COLORS, TRAINING, color_of, draw_charts
 from effv2_jax.report.confusion import Predictions, predict_run
 from effv2_jax.report.runs import Run, facts, read_runs, reason
@@ -70,7 +70,7 @@ def write_report(
     check_place(f"--out='{out}'", out)
     page = make_page(read_runs(workdirs), confusion, log)
     try:
-        put(out, page.encode())
+        write_atomically(out, page.encode())
     except OSError as error:
         raise UserError(f"--out='{out}' cannot be written: {error}") from None
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from etils import epath
 
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import flatten, from_dict
 from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError, one_line
 from effv2_jax.evaluate import confidence_interval
-from effv2_jax.metrics import METRICS_FILE, read_metrics
-from effv2_jax.progress import clock, flatten_results
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.progress import flatten_results
+from effv2_jax.monitoring.stopwatch import clock
 from effv2_jax.train import CONFIG_FILE
 
 Record = dict[str, Any]  # of the metrics file

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from effv2_jax.architecture import Architecture, Block
-from effv2_jax.data.crop import EVALUATION_CROPS, INTERPOLATIONS
-from effv2_jax.model import NORMALIZATIONS, EfficientNet, fast_lowering
-from effv2_jax.preprocess import Preprocess
+from effv2_jax.data.images.crop import EVALUATION_CROPS, INTERPOLATIONS
+from effv2_jax.network.architecture import Architecture, Block
+from effv2_jax.network.model import NORMALIZATIONS, EfficientNet, fast_lowering
+from effv2_jax.weights.preprocess import Preprocess
 
 FORMAT_VERSION = 1
 # More than any network has: a description beyond is damaged or hostile.

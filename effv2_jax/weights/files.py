@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from effv2_jax import architecture as architectures
-from effv2_jax.architecture import get_architecture
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.publish import check_place
+from effv2_jax.files import check_place
+from effv2_jax.network import architecture as architectures
+from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights.automl_checkpoint import checkpoint_prefix, open_automl
-from effv2_jax.weights.bundle import (
-    Bundle,
-    Variables,
-    flatten,
-    foreign_bundle,
-    from_metadata,
-    to_metadata,
-    unflatten,
-)
+from effv2_jax.weights.bundle import Bundle, Variables, flatten, foreign_bundle, from_metadata, to_metadata, unflatten
 from effv2_jax.weights.keras_file import is_keras, open_keras, write_keras
 from effv2_jax.weights.mapping import FOREIGN_FAMILIES, OWN, Entry, entries
 from effv2_jax.weights.recognize import check_complete, recognize
@@ -191,7 +183,7 @@ def write_weights(bundle: Bundle, path: str | os.PathLike, format: str = "auto")
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from None
 
 
-def not_told_by(bundle: Bundle, format: str) -> str:
+def lost_metadata(bundle: Bundle, format: str) -> str:
     """What a reader of a foreign format will not guess: preprocessing other than the released; '' where all is told."""
     if format == OWN or bundle.preprocess == foreign_bundle(format, bundle.architecture, 0, {}).preprocess:
         return ""

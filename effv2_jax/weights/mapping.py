@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from effv2_jax.architecture import Architecture, Block
+from effv2_jax.network.architecture import Architecture, Block
 
 OWN = "effv2"
 FORMATS = (OWN, "automl", "keras", "timm", "torchvision")

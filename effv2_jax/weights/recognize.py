@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from effv2_jax import architecture as architectures
-from effv2_jax.architecture import Architecture, get_architecture
 from effv2_jax.errors import UserError
+from effv2_jax.network import architecture as architectures
+from effv2_jax.network.architecture import Architecture, get_architecture
 from effv2_jax.weights.mapping import FOREIGN_FAMILIES, Entry, entries
 from effv2_jax.weights.tensors import Tensors
 

@@ -5,14 +5,15 @@ import os
 import jax
 from etils import epath
 
-from effv2_jax.checkpoint import CHECKPOINTS, Checkpoints
-from effv2_jax.compile import Compiler, make_model
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import from_dict
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import UserError
-from effv2_jax.mesh import make_mesh
-from effv2_jax.preprocess import Preprocess
+from effv2_jax.network.model import make_model
+from effv2_jax.runtime.compiler import Compiler
+from effv2_jax.runtime.mesh import make_mesh
 from effv2_jax.weights.bundle import Bundle
+from effv2_jax.weights.preprocess import Preprocess
 
 
 def is_run(path: str | os.PathLike) -> bool:

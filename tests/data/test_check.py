@@ -16,15 +16,15 @@ from matplotlib import image as matplotlib_image
 from PIL import Image
 from tiny import tiny_config
 
-from effv2_jax.augmented import stage_rows
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.data.check import check
-from effv2_jax.data.crop import random_flip, random_resized_crop
-from effv2_jax.data.duplicates import difference_hash, equal_pairs, near_pairs
-from effv2_jax.data.folder import all_splits
+from effv2_jax.data.images.crop import random_flip, random_resized_crop
+from effv2_jax.data.inspection.check import check
+from effv2_jax.data.inspection.duplicates import difference_hash, equal_pairs, near_pairs
+from effv2_jax.data.inspection.preview import stage_rows
 from effv2_jax.data.pipeline import example_generator
-from effv2_jax.data.prepare import prepare_folder
+from effv2_jax.data.preparation.prepare import prepare_folder
 from effv2_jax.data.sources import make_sources
+from effv2_jax.data.sources.folder import all_splits
 from effv2_jax.errors import UserError
 
 

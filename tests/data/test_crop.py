@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from effv2_jax.data.crop import evaluation_crop, random_crop_box, random_flip, random_resized_crop, resize
-from effv2_jax.data.decode import Picture
+from effv2_jax.data.images.crop import evaluation_crop, random_crop_box, random_flip, random_resized_crop, resize
+from effv2_jax.data.images.decode import Picture
 from effv2_jax.errors import UserError
 
 ASPECT_RATIO = (3 / 4, 4 / 3)

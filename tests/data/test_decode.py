@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from effv2_jax.data.crop import random_crop_box, resize
-from effv2_jax.data.decode import MAX_PIXELS, BrokenImage, Picture, decode
+from effv2_jax.data.images.crop import random_crop_box, resize
+from effv2_jax.data.images.decode import MAX_PIXELS, BrokenImage, Picture, decode
 
 HEIGHT, WIDTH = 45, 70
 

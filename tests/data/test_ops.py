@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from effv2_jax.data import ops
+from effv2_jax.data.images import ops
 
 SIZES = ((37, 61), (64, 48))
 

@@ -16,7 +16,7 @@ from squares import Squares
 from effv2_jax.config import defaults
 from effv2_jax.curriculum import Curriculum, make_curriculum
 from effv2_jax.data import pipeline
-from effv2_jax.data.decode import Picture
+from effv2_jax.data.images.decode import Picture
 from effv2_jax.errors import UserError
 
 quick = settings(max_examples=25, deadline=None)

@@ -23,16 +23,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from effv2_jax import lock
 from effv2_jax.config import defaults
-from effv2_jax.data import listing as listing_module
-from effv2_jax.data import prepare, published, shards
-from effv2_jax.data.listing import Entry, make_listings
-from effv2_jax.data.prepare import Settings, prepare_folder, prepare_imagenet
-from effv2_jax.data.prepare_tfds import prepare_by_tfds
+from effv2_jax.data.preparation import image_index as listing_module
+from effv2_jax.data.preparation import imagenet_facts as published
+from effv2_jax.data.preparation import prepare, shards
+from effv2_jax.data.preparation.image_index import Entry, make_listings
+from effv2_jax.data.preparation.prepare import Settings, prepare_folder, prepare_imagenet
+from effv2_jax.data.preparation.prepare_tfds import prepare_by_tfds
+from effv2_jax.data.preparation.tar_index import read_member, tar_members
 from effv2_jax.data.sources import make_sources
-from effv2_jax.data.tar_index import read_member, tar_members
 from effv2_jax.errors import Unavailable, UserError
+from effv2_jax.runtime import lock
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from effv2_jax.data import ops, randaugment
-from effv2_jax.data.randaugment import auto_augment, rand_augment
+from effv2_jax.data.images import ops, randaugment
+from effv2_jax.data.images.randaugment import auto_augment, rand_augment
 
 NAMES = {
     "AutoContrast": "autocontrast",

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from effv2_jax.config import defaults
-from effv2_jax.data.decode import BrokenImage
+from effv2_jax.data.images.decode import BrokenImage
 from effv2_jax.data.pipeline import evaluation_batches
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError

@@ -1,0 +1,1 @@
+"""Saved state: whether it is intact, and which config may resume it."""

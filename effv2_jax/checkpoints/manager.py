@@ -1,0 +1,267 @@
+"""Checkpoints. The one file that knows Orbax.
+
+A checkpoint is one unit: the training state, and the `run` record (input position, stopwatch, best-so-far, config) as
+JSON. It is written in the background to a temporary folder, sealed with the checksums of its files, brought to the disk
+and only then renamed, so that a killed process or lost power leaves no half-written checkpoint. Older ones are deleted
+after that.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from effv2_jax.checkpoints.checksums import find_damage, write_checksums
+from effv2_jax.errors import Unavailable, UserError, is_disk_full_or_readonly
+
+CHECKPOINTS = "checkpoints"  # their folder in a workdir
+TIMEOUT = 1200  # seconds that a process waits for the others to write their parts
+_SCORE, _NOT_EVALUATED = "score", -1.0  # Orbax wants a score with every checkpoint
+# Orbax writes these after the rest is sealed, and needs nothing in them to restore.
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: asking JAX from the thread that finishes a save would set back the count that `Preemption` keeps."""
+        return False
+
+    def close(self) -> None:
+        """Ends what Orbax leaves running: the removal of half-written checkpoints, which the next manager repeats."""
+        self._maybe_await_cleanup_tmp_directory()
+        super().close()
+
+
+class Checkpoints:
+    """The checkpoints of a run, `DIR/STEP`.
+
+    Args:
+      directory: of all checkpoints; made where absent, unless read_only.
+      keep_last: newest checkpoints kept, at least 1.
+      keep_best: checkpoints of the highest score kept.
+      read_only: never writes.
+
+    Raises:
+      UserError: a directory that cannot be written, or (read_only) unreadable checkpoints.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
+        self.directory = absolute(directory)
+        self._saving = -1  # the step that is being written
+        self._open = True
+        policies = ocp.checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            best_fn=lambda metrics: metrics[_SCORE],  # without it Orbax does not write the scores
+            async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT, post_finalization_callback=self._seal),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep_last),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[_SCORE],
+                        n=keep_best,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+        )
+        try:
+            self._manager = _Manager(self.directory, options=options, item_names=("state", "run"))
+        except OSError as error:
+            raise UserError(f"checkpoints cannot be kept in {self.directory}: {error}") from None
+        except ValueError as error:  # the JSON of a score
+            faults = "; ".join(f"{path.name}: {', '.join(damage_of(path))}" for path in _steps(self.directory))
+            raise UserError(f"the checkpoints in {self.directory} cannot be read ({error}): {faults}") from None
+
+    def latest(self) -> int | None:
+        """The newest step saved, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step of the highest score among those kept; None where none has a score."""
+        scores = {step: self._manager.metrics(step)[_SCORE] for step in self._manager.all_steps()}
+        scored = [step for step, score in scores.items() if score != _NOT_EVALUATED]
+        return max(scored, key=lambda step: (scores[step], step), default=None)  # the newest of equals, as Orbax keeps
+
+    def find(self, which: str) -> int:
+        """The step that 'latest', 'best' or a number names.
+
+        Raises:
+          UserError: it is not kept (names those that are), or it is damaged.
+        """
+        steps = sorted(self._manager.all_steps())
+        named = {"latest": self.latest(), "best": self.best()} | {str(step): step for step in steps}
+        if (step := named.get(which)) is None:
+            raise UserError(f"there is no checkpoint '{which}' in {self.directory}; kept steps: {steps or 'none'}")
+        if faults := damage_of(self.directory / str(step)):
+            others = [other for other in steps if other != step]
+            raise UserError(
+                f"checkpoint {step} in {self.directory} is damaged: {', '.join(faults)}; "
+                f"{f'--step={others[-1]} takes another' if others else 'there is no other'}"
+            )
+        return step
+
+    def save(self, step: int, state: Any, run: dict[str, Any], score: float | None = None) -> None:
+        """Copies the state off the devices and writes it in the background; `run` is anything JSON can hold.
+
+        Raises:
+          UserError: this checkpoint or the one before cannot be written, because the disk takes no more.
+          Unavailable: it cannot be written for another reason.
+        """
+        metrics = {_SCORE: _NOT_EVALUATED if score is None else score}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The state, laid out as `abstract_state` says on any number of devices, and the run record.
+
+        Raises:
+          UserError: the state is one of other arrays.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), run=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} is of another network or optimizer: {_reason(error)}"
+            ) from error
+        return restored["state"], restored["run"]
+
+    def restore_run(self, step: int) -> dict[str, Any]:
+        """The run record alone."""
+        return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    def check(self) -> None:
+        """Raises as `save` where what is written in the background has failed already."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk. Raises as `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and ends the threads; nothing the second time, nor after a failure, which Orbax may hang upon."""
+        if self._open:
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
+            self._open = False
+
+    def _seal(self) -> None:
+        """Called on the first process when all files of a checkpoint are written, before it gets its name."""
+        names = (f"{self._saving}{ending}" for ending in (".orbax-checkpoint-tmp", ""))  # '': on object stores
+        unfinished = next(path for name in names if (path := self.directory / name).exists())
+        write_checksums(unfinished, leave_out=_WRITTEN_LAST)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # of Python, TensorStore and JAX
+            self._open = False
+            sound = [path.name for path in _steps(self.directory) if not damage_of(path)]
+            intact = f"intact there: {', '.join(sound) or 'none'}"
+            if is_disk_full_or_readonly(_origin(error)):
+                raise UserError(
+                    f"a checkpoint cannot be written to {self.directory}: {_reason(error)}; {intact}. The same command "
+                    "goes on from the last one when this is mended"
+                ) from error
+            raise Unavailable(
+                f"saving to {self.directory} failed: {_reason(error)}; {intact}. Where another process has died, its "
+                "own log says why"
+            ) from error
+
+
+def absolute(directory: epath.PathLike) -> epath.Path:
+    """The directory as Orbax wants it."""
+    path = epath.Path(directory)
+    return path if "://" in str(directory) else path.expanduser().resolve()
+
+
+def has_checkpoints(directory: epath.PathLike) -> bool:
+    """Whether there is a finished checkpoint, intact or not."""
+    return bool(_steps(absolute(directory)))
+
+
+def quarantine_damaged(directory: epath.PathLike, log: Callable[[str], None]) -> None:
+    """Renames `STEP` to `STEP.damaged` where a file has not its checksum, so that an older checkpoint is the newest.
+
+    Args:
+      directory: of the checkpoints; nobody else writes there.
+      log: is told of each one.
+
+    Raises:
+      UserError: none would be left; nothing is renamed then.
+    """
+    directory = absolute(directory)
+    steps = _steps(directory)
+    damaged = {path: faults for path in steps if (faults := damage_of(path))}
+    lines = [f"checkpoint {path.name} is damaged: {', '.join(faults)}" for path, faults in damaged.items()]
+    aside = sorted(path.name for path in directory.glob("*.damaged")) if directory.exists() else []
+    if len(damaged) == len(steps) and (damaged or aside):
+        raise UserError(
+            f"no checkpoint in {directory} is intact: {'; '.join(lines + aside)}. Start again in another workdir, or "
+            f"delete {directory}"
+        )
+    newest = max((int(path.name) for path in steps if path not in damaged), default=-1)
+    for (path, faults), line in zip(damaged.items(), lines, strict=True):
+        if int(path.name) < newest and all(fault.endswith(" is missing") for fault in faults):
+            path.rmtree()  # a process was killed while it deleted this one, which was no longer kept
+            continue
+        aside_path = path.with_name(f"{path.name}.damaged")
+        if aside_path.exists():
+            aside_path.rmtree()
+        path.rename(aside_path)
+        log(f"{line}; it is now {aside_path.name}")
+
+
+def _steps(directory: epath.Path) -> list[epath.Path]:
+    """The folders of finished checkpoints, oldest first."""
+    if not directory.exists():
+        return []
+    # An object store has no renaming: there an unfinished one has its name already, and lacks Orbax' mark.
+    folders = [path for path in directory.iterdir() if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
+def damage_of(folder: epath.PathLike) -> list[str]:
+    """What is wrong with the files of a checkpoint, a line a file; [] where it is sound."""
+    return find_damage(folder, leave_out=_WRITTEN_LAST)
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The error that began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """The error that began it in one line, without TensorStore's own settings."""
+    error = _origin(error)
+    words = " ".join(str(error).partition(" [tensorstore_spec=")[0].split())
+    return (words if len(words) <= 1000 else f"{words[:1000]} ...") or type(error).__name__
+
+
+def silence_background_threads() -> None:
+    """Keeps Orbax' and TensorStore's threads from writing tracebacks of errors that reach us as exceptions, too."""
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno != logging.ERROR or "orbax" not in record.pathname
+    )
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # a write that ends after the save was given up
+            report(unraisable)
+
+    sys.unraisablehook = hook

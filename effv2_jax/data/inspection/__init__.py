@@ -1,0 +1,1 @@
+"""Looking at data: counts, broken images, duplicates, augmented previews."""

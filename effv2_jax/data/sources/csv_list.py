@@ -1,0 +1,53 @@
+"""Images listed in CSV files with the columns `file` and `label`: `DIR/SPLIT.csv`, files below DIR."""
+
+import csv
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from effv2_jax.data.source import Sources
+from effv2_jax.data.sources.folder import Folder
+from effv2_jax.errors import UserError
+
+COLUMNS = ("file", "label")
+
+
+def csv_sources(config: ConfigDict) -> Sources:
+    """Labels that are whole numbers are classes by number, '0' to the largest in either file; others are names, sorted.
+
+    Raises:
+      UserError: no such file, other columns, no rows, or labels of both kinds.
+    """
+    data = config.data
+    root = epath.Path(data.name)
+    rows = [_read(root / f"{split}.csv") for split in (data.train_split, data.evaluation_split)]
+    labels = {label for part in rows for _, label in part}
+    numbers = {label for label in labels if label.isdecimal()}
+    if numbers and numbers != labels:
+        strange = sorted(labels - numbers)[0]
+        raise UserError(f"the labels in '{root}' are numbers and names, such as '{strange}'; they must be of one kind")
+    names = tuple(map(str, range(max(map(int, numbers)) + 1))) if numbers else tuple(sorted(labels))
+    index = {name: label for label, name in enumerate(names)}
+
+    def source(part: list[tuple[str, str]]) -> Folder:
+        found = [index[str(int(label)) if numbers else label] for _, label in part]
+        return Folder(str(root), [file for file, _ in part], found, names)
+
+    return Sources(*map(source, rows))
+
+
+def _read(path: epath.Path) -> list[tuple[str, str]]:
+    if not path.exists():
+        raise UserError(
+            f"there is no '{path}'; config.data.source='csv' reads DIR/SPLIT.csv, DIR being config.data.name and SPLIT "
+            "config.data.train_split and config.data.evaluation_split"
+        )
+    with path.open("r") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+        if missing:
+            raise UserError(f"'{path}' has no column {' and no column '.join(missing)} in its first line")
+        rows = [(row["file"] or "", row["label"] or "") for row in reader]
+    if not rows or not all(file and label for file, label in rows):
+        raise UserError(f"'{path}' has no rows, or one without file or label")
+    return rows

@@ -1,0 +1,58 @@
+"""Files that appear as a whole or not at all, on a local disk or in a bucket."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from effv2_jax.errors import UserError
+
+
+class AtomicFile:
+    """A local file that becomes `path`, which may be in a bucket, when the block ends without an exception."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._remote = "://" in str(path)
+
+    def __enter__(self) -> Path:
+        self._folder = tempfile.mkdtemp() if self._remote else str(self._path.parent)
+        self._file = Path(self._folder) / f".{self._path.name}.{os.getpid()}.part"
+        return self._file
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None and self._remote:
+                part = self._path.with_name(self._file.name)
+                epath.Path(self._file).copy(part, overwrite=True)
+                part.replace(self._path)
+            elif kind is None:
+                with open(self._file, "rb") as file:
+                    os.fsync(file.fileno())  # lost power must not leave an empty file under the name
+                self._file.replace(str(self._path))
+        finally:
+            self._file.unlink(missing_ok=True)
+            if self._remote:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def check_place(what: str, path: Path | epath.Path) -> None:
+    """Raises UserError, before the work, where `what` cannot be written as there is no local folder for it."""
+    if "://" not in str(path) and not path.parent.is_dir():
+        raise UserError(f"{what} cannot be written: there is no folder '{path.parent}'")
+
+
+def write_atomically(path: epath.Path, data: bytes) -> None:
+    """Writes a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with AtomicFile(path) as file:
+        file.write_bytes(data)
+
+
+def write_folder(source: Path, folder: epath.Path, last: str) -> None:
+    """Writes all files of a local folder below another; that of the name `last`, which makes it whole, comes last."""
+    for path in sorted(source.iterdir(), key=lambda path: path.name == last):
+        write_atomically(folder / path.name, path.read_bytes())

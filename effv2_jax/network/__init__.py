@@ -1,0 +1,1 @@
+"""The network as data (`architecture`) and as Linen modules (`model`, `layers`)."""

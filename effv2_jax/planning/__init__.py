@@ -1,0 +1,1 @@
+"""A curriculum on TPU slices that need not be there: memory, collectives, time and cost."""

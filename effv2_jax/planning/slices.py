@@ -1,0 +1,89 @@
+"""Cloud TPU chips: published peaks, and meshes of slices that are described and not there."""
+
+import dataclasses
+import importlib.util
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from effv2_jax.errors import UserError
+from effv2_jax.runtime.mesh import DATA_AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Of one chip. Sources: Google Cloud's page of each version, cloud.google.com/tpu/docs/VERSION; links of v2 and v3:
+    Jouppi et al., A domain-specific supercomputer for training deep neural networks, 2020.
+
+    flops: bfloat16 peak, a second.
+    hbm_bytes, hbm_bandwidth: memory, and bytes a second.
+    link_bandwidth: bytes a second to all neighbours, both directions together.
+    clock: Hz, that gives the peak with the matrix units that the page names; it turns the compiler's cycles into time.
+    """
+
+    flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    clock: float
+
+
+# Matrix units a chip: v2 2, v3 4, v4 8, v5e 4, v5p 8 of 128 x 128; v6e 4 and tpu7x 8 of 256 x 256 are what fits the
+# compiler's estimate of a large product.
+CHIPS = {
+    "v2": Chip(45e12, 16e9, 700e9, 4 * 496e9 / 8, 0.70e9),
+    "v3": Chip(123e12, 32e9, 900e9, 4 * 656e9 / 8, 0.94e9),
+    "v4": Chip(275e12, 32e9, 1228e9, 2400e9 / 8, 1.05e9),
+    "v5e": Chip(197e12, 16e9, 819e9, 1600e9 / 8, 1.50e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 4800e9 / 8, 1.75e9),
+    "v6e": Chip(918e12, 32e9, 1640e9, 3200e9 / 8, 1.75e9),
+    "tpu7x": Chip(2307e12, 192e9, 7380e9, 9600e9 / 8, 2.20e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice of `chips`, of which JAX sees one or two devices each; its name is VERSION:SHAPE, as 'v5e:4x4'."""
+
+    name: str
+    chips: int
+    devices: int
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.name.partition(":")[0]]
+
+    @property
+    def devices_per_chip(self) -> int:
+        return self.devices // self.chips
+
+
+def check_name(name: str) -> None:
+    """Raises UserError where a topology's name is none that `describe_slice` could know."""
+    version, _, shape = name.partition(":")
+    if version not in CHIPS or not shape.replace("x", "").isdigit():
+        raise UserError(f"--topology={name} must be VERSION:SHAPE, such as v5e:4x4; versions are {', '.join(CHIPS)}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("this needs libtpu, and no TPU: pip install 'effv2_jax[tpu]'")
+
+
+def describe_slice(name: str) -> Slice:
+    """The slice of a topology's name; raises as `slice_mesh`."""
+    mesh = slice_mesh(name)
+    return Slice(name, len({tuple(device.coords) for device in mesh.devices.flat}), mesh.size)
+
+
+def slice_mesh(name: str) -> Mesh:
+    """The mesh of a slice that need not be there; needs libtpu, and raises UserError where that knows no such shape."""
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # the metadata server that only a TPU VM has
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a description takes no TPU from another process
+    from jax.experimental import topologies
+
+    try:
+        devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # of libtpu, or where it is missing
+        raise UserError(f"--topology={name} cannot be described: {' '.join(str(error).split())[:200]}") from None
+    return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
