@@ -54,7 +54,7 @@ def check_known(field: str, value: object, known: Iterable[str]) -> None:
         raise UserError(f"{field} '{value}' is unknown; {hint}")
 
 
-def one_line(error: BaseException | str) -> str:
-    """What another library says, for the middle of a sentence: at most 300 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + " ..."
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """Another library's message for the middle of a sentence: at most `limit` characters, or the error's type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " ..."

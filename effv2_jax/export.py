@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from effv2_jax.errors import UserError, check_known, is_disk_full_or_readonly
+from effv2_jax.errors import UserError, check_known, is_disk_full_or_readonly, one_line
 from effv2_jax.files import check_place
 from effv2_jax.network.model import NORMALIZATIONS, EfficientNet, normalize
 from effv2_jax.weights import Bundle
@@ -259,7 +259,7 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
     except Exception as error:  # TensorFlow's own of a full disk
         if not is_disk_full_or_readonly(error):
             raise
-        raise UserError(f"'{path}' cannot be written: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"'{path}' cannot be written: {one_line(error)}") from None
     return comparison
 
 

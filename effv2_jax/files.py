@@ -11,12 +11,21 @@ from etils import epath
 from effv2_jax.errors import UserError
 
 
-class AtomicFile:
-    """A local file that becomes `path`, which may be in a bucket, when the block ends without an exception."""
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is in a bucket, such as gs://NAME/FOLDER, rather than in a file system of this machine."""
+    return "://" in os.fspath(path)
 
-    def __init__(self, path: epath.Path):
-        self._path = path
-        self._remote = "://" in str(path)
+
+class AtomicFile:
+    """A local file that becomes `path`, which may be remote, when the block ends without an exception.
+
+    On a local disk the file replaces `path` in one step, after its content has reached the disk. Otherwise it is
+    deleted, and `path` stays as it was.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self._path = epath.Path(path)
+        self._remote = is_remote(path)
 
     def __enter__(self) -> Path:
         self._folder = tempfile.mkdtemp() if self._remote else str(self._path.parent)
@@ -30,6 +39,8 @@ class AtomicFile:
                 epath.Path(self._file).copy(part, overwrite=True)
                 part.replace(self._path)
             elif kind is None:
+                os.umask(mask := os.umask(0))
+                self._file.chmod(0o666 & ~mask)  # some libraries create files that only their owner can read
                 with open(self._file, "rb") as file:
                     os.fsync(file.fileno())  # lost power must not leave an empty file under the name
                 self._file.replace(str(self._path))
@@ -40,19 +51,20 @@ class AtomicFile:
 
 
 def check_place(what: str, path: Path | epath.Path) -> None:
-    """Raises UserError, before the work, where `what` cannot be written as there is no local folder for it."""
-    if "://" not in str(path) and not path.parent.is_dir():
+    """Raises UserError, before the work, where `what` cannot be written because its local folder does not exist."""
+    if not is_remote(path) and not path.parent.is_dir():
         raise UserError(f"{what} cannot be written: there is no folder '{path.parent}'")
 
 
-def write_atomically(path: epath.Path, data: bytes) -> None:
-    """Writes a file as a whole or not at all."""
+def write_atomically(path: epath.PathLike, data: bytes) -> None:
+    """Writes a file as a whole or not at all, and makes its folder."""
+    path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with AtomicFile(path) as file:
         file.write_bytes(data)
 
 
 def write_folder(source: Path, folder: epath.Path, last: str) -> None:
-    """Writes all files of a local folder below another; that of the name `last`, which makes it whole, comes last."""
+    """Writes all files of a local folder below another; the one named `last`, which completes it, comes last."""
     for path in sorted(source.iterdir(), key=lambda path: path.name == last):
         write_atomically(folder / path.name, path.read_bytes())

@@ -22,7 +22,7 @@ from effv2_jax.learning.optimizer import FACTORS, describe_factors
 from effv2_jax.learning.step import check_batch
 from effv2_jax.monitoring.metrics import METRICS_FILE, make_writers, read_metrics
 from effv2_jax.monitoring.plots import draw_metrics
-from effv2_jax.monitoring.progress import Progress, Results, describe_results, describe_run, flatten_results, say
+from effv2_jax.monitoring.progress import Progress, Results, describe_results, describe_run, flatten_results, log
 from effv2_jax.monitoring.stopwatch import Stopwatch, lost_seconds
 from effv2_jax.monitoring.wandb_writer import WandbWriter
 from effv2_jax.runtime.compilation_cache import drop_torn_programs, use_compilation_cache
@@ -94,14 +94,14 @@ def _train(
     check_input(config, jax.process_count())
     check_batch(config, curriculum, mesh.size)
     cadences(config, num_examples, curriculum.total_steps)
-    compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
+    compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, log)
     given = {}
     if config.init_from and not has_checkpoints(workdir / CHECKPOINTS):
-        given = arrays_to_start_from(config, compiler.abstract_state, sources.class_names, say)
+        given = arrays_to_start_from(config, compiler.abstract_state, sources.class_names, log)
 
     def take_workdir() -> None:
         stack.enter_context(exclusive(workdir))
-        quarantine_damaged(workdir / CHECKPOINTS, say)
+        quarantine_damaged(workdir / CHECKPOINTS, log)
         drop_torn_programs(workdir)
 
     on_first_process("take the workdir", take_workdir)
@@ -116,7 +116,7 @@ def _train(
         run = checkpoints.restore_run(latest)
         going_on, faults = resume_curriculum(run, config, curriculum, sources)
         if force and faults:
-            say(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
+            log(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
         else:
             check_faults(faults, workdir, latest)
         if going_on.total_steps < latest:
@@ -125,12 +125,12 @@ def _train(
             )
         if going_on != curriculum:
             curriculum = going_on
-            compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, say)
+            compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, log)
         state, run = checkpoints.restore(latest, compiler.abstract_state)
         step, best, results, unreported, cause = latest, run["best"], run["results"], run["unreported"], "restart"
         evaluation_due = run["evaluation_due"]
         stopwatch.restore(run["stopwatch"], lost_seconds(read_metrics(workdir / METRICS_FILE), step, run["stopwatch"]))
-        say(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
+        log(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
     else:
         # Precedence: what this run has saved itself, then other weights, then fresh ones.
         state = start_from(compiler.initial_state(), given)
@@ -171,7 +171,7 @@ def _train(
         score = results.get("ema", results["raw"])["top1"]
         if not best or score >= best["top1"]:
             best = {"top1": score, "step": step}
-        say(f"step {step} evaluation | " + describe_results(results))
+        log(f"step {step} evaluation | " + describe_results(results))
         writers.write_scalars(step, flatten_results(results))
         return score
 
@@ -242,11 +242,11 @@ def _train(
     if latest != total_steps:
         writers.write_scalars(step, stopwatch.scalars())
     writers.close()
-    say(f"finished {total_steps} steps in {stopwatch.summary()}")
+    log(f"finished {total_steps} steps in {stopwatch.summary()}")
     if any(counter.count for counter in broken):
-        say(f"unreadable images: {broken[0].count} in training, {broken[1].count} in evaluation")
-    say(f"result at step {total_steps} | {describe_results(results)}")
-    say(f"best top-1 {best['top1']:.2%} at step {best['step']}; checkpoints in {checkpoints.directory}")
+        log(f"unreadable images: {broken[0].count} in training, {broken[1].count} in evaluation")
+    log(f"result at step {total_steps} | {describe_results(results)}")
+    log(f"best top-1 {best['top1']:.2%} at step {best['step']}; checkpoints in {checkpoints.directory}")
     if first_process:
-        say(f"metrics in {workdir} (TensorBoard files, {METRICS_FILE}); picture in {draw_metrics(workdir)}")
+        log(f"metrics in {workdir} (TensorBoard files, {METRICS_FILE}); picture in {draw_metrics(workdir)}")
     return results

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+from launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # Compile time dominates these tests; processes that they start share the cache too.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -1,13 +1,13 @@
 """A rehearsal of every recipe on TFDS' data: a short stage on generated examples in the true builder's files."""
 
 import dataclasses
-from pathlib import Path
 
 import ilsvrc
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from effv2_jax.cli.load_config import load_config
+from launching import ROOT
 
 from effv2_jax.data.preparation.imagenet_facts import imagenet21k
 from effv2_jax.data.preparation.prepare import prepare_imagenet
@@ -15,7 +15,6 @@ from effv2_jax.data.sources import make_sources
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.train import train
 
-ROOT = Path(__file__).resolve().parents[1]
 # Number of examples in each split: what the recipes' splits by index leave of them is 32 or more.
 SPLITS = {
     "imagenet2012": {"train": 25_021 + 64, "validation": 40},

@@ -31,8 +31,8 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "work"
     lines = []
     patch = pytest.MonkeyPatch()
-    patch.setattr("effv2_jax.train.say", lines.append)
-    patch.setattr("effv2_jax.progress.say", lines.append)
+    patch.setattr("effv2_jax.train.log", lines.append)
+    patch.setattr("effv2_jax.monitoring.progress.log", lines.append)
     with CompileCounter() as compilations:
         results = train(tiny_config(), workdir)
     patch.undo()

@@ -13,6 +13,18 @@ from effv2_jax.runtime.mesh import make_mesh
 
 NUM_CLASSES = 10
 NUM_EXAMPLES = 1442
+# Overrides that make a run of any shipped config small.
+SMALL = [
+    "--config.total_steps=8",
+    "--config.global_batch_size=16",
+    "--config.log_steps=2",
+    "--config.evaluate_steps=4",
+    "--config.checkpoint_steps=2",
+    "--config.schedule.warmup_steps=1",
+    "--config.evaluation.batch_size=32",
+    "--config.model.blocks=('r1_k3_s1_e1_i8_o8_c1','r2_k3_s2_e2_i8_o16_se0.25')",
+    "--config.model.width=0.25",
+]
 
 
 def tiny_config(**changes: Any) -> ConfigDict:

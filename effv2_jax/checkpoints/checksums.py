@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from etils import epath
 
+from effv2_jax.files import is_remote
+
 CHECKSUMS = "SHA256SUMS"
 _BLOCK = 1 << 22  # bytes read at a time
 
@@ -22,7 +24,7 @@ def write_checksums(folder: epath.PathLike, leave_out: Collection[str] = ()) -> 
     lines = [f"{_digest(folder / name, sync=True)}  {name}\n" for name in names]
     path = folder / CHECKSUMS
     path.write_text("".join(lines))
-    if _is_local(folder):
+    if not is_remote(folder):
         for entry in (path, *(folder / name for name in _folders(folder)), folder):
             _sync(entry)
 
@@ -62,7 +64,7 @@ def _digest(path: epath.Path, sync: bool = False) -> str:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
-    if sync and _is_local(path):
+    if sync and not is_remote(path):
         _sync(path)
     return digest.hexdigest()
 
@@ -73,10 +75,6 @@ def _sync(path: epath.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
 
 
 def _files(folder: epath.Path, prefix: str = "") -> list[str]:

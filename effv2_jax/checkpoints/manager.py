@@ -16,7 +16,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from effv2_jax.checkpoints.checksums import find_damage, write_checksums
-from effv2_jax.errors import Unavailable, UserError, is_disk_full_or_readonly
+from effv2_jax.errors import Unavailable, UserError, is_disk_full_or_readonly, one_line
+from effv2_jax.files import is_remote
 
 CHECKPOINTS = "checkpoints"  # their folder in a workdir
 TIMEOUT = 1200  # seconds that a process waits for the others to write their parts
@@ -185,7 +186,7 @@ class Checkpoints:
 def absolute(directory: epath.PathLike) -> epath.Path:
     """The directory as Orbax wants it."""
     path = epath.Path(directory)
-    return path if "://" in str(directory) else path.expanduser().resolve()
+    return path if is_remote(directory) else path.expanduser().resolve()
 
 
 def has_checkpoints(directory: epath.PathLike) -> bool:
@@ -249,8 +250,7 @@ def _origin(error: BaseException) -> BaseException:
 def _reason(error: BaseException) -> str:
     """The error that began it in one line, without TensorStore's own settings."""
     error = _origin(error)
-    words = " ".join(str(error).partition(" [tensorstore_spec=")[0].split())
-    return (words if len(words) <= 1000 else f"{words[:1000]} ...") or type(error).__name__
+    return one_line(str(error).partition(" [tensorstore_spec=")[0] or type(error).__name__, limit=1000)
 
 
 def silence_background_threads() -> None:

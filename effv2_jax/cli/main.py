@@ -312,7 +312,7 @@ def _read_config(file_and_argument: str, overrides: list[str]) -> Any:
             field = override.partition("=")[0].partition(".")[2]
             if field not in known and not any(name.startswith(f"{field}.") for name in known):
                 raise UserError(f"config has no field '{field}'{_suggest(field, known)}") from None
-        raise UserError(f"config cannot be read: {_first_line(error)}") from error
+        raise UserError(f"config cannot be read: {one_line(error)}") from error
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is not an argument; overrides are written --config.FIELD=VALUE")
     _replace_durations(values.config, overrides)
@@ -349,7 +349,3 @@ def _suggest(word: str, known: Sequence[str]) -> str:
         or difflib.get_close_matches(word, known, n=1)
     )
     return f"; did you mean {' or '.join(close)}?" if close else "; `effv2 config` prints all fields"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,6 +9,7 @@ from absl import logging
 from etils import epath
 
 from effv2_jax.errors import UserError, is_disk_full_or_readonly
+from effv2_jax.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -37,13 +38,7 @@ class JsonLines:
         self._lines.append(json.dumps({"step": step} | {name: float(value) for name, value in scalars.items()}))
 
     def flush(self) -> None:
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        with temporary.open("w") as file:
-            file.write("".join(line + "\n" for line in self._lines))
-            file.flush()
-            if "://" not in str(self._path):
-                os.fsync(file.fileno())  # lost power must not leave an empty file under the name
-        temporary.replace(self._path)
+        write_atomically(self._path, "".join(line + "\n" for line in self._lines).encode())
 
     close = flush
 

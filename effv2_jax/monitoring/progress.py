@@ -16,7 +16,7 @@ from effv2_jax.runtime.memory import memory_mib
 Results = dict[str, dict[str, float]]  # a set of weights -> its 'top1', 'top5', 'loss' and 'count'
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Prints a line, from the first process only."""
     if jax.process_index() == 0:
         print(line, flush=True)
@@ -79,7 +79,7 @@ class Progress:
         per_device = images_per_second / jax.device_count()
         share = waiting / max(running, 1e-9)
         eta = self._pixels_to_go(step) / (stage.image_size**2 * images_per_second)
-        say(
+        log(
             f"step {step}/{self._curriculum.total_steps} stage {stage.index + 1}/{len(self._curriculum.stages)} "
             f"{stage.image_size} px | loss {means['loss']:.4f} accuracy {means['accuracy']:.1%} "
             f"lr {means['learning_rate']:.3g} | {per_device:.1f} img/s/device, input wait {share:.0%} | "
@@ -104,7 +104,7 @@ class Progress:
 def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
     """Says what is about to run."""
     own = " with its own blocks" if config.model.blocks else ""
-    say(
+    log(
         f"{config.model.variant}{own}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
         f"{len(sources.train):,} training and {len(sources.evaluation):,} evaluation examples "
         f"in {sources.num_classes} classes; "
@@ -112,7 +112,7 @@ def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources
         f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
     )
     for warning in warnings_of(config, curriculum.total_steps, len(sources.train)):
-        say(f"WARNING: {warning}")
+        log(f"WARNING: {warning}")
 
 
 def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list[str]:

@@ -9,9 +9,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effv2_jax.config import to_dict
-from effv2_jax.errors import UserError
-from effv2_jax.files import write_atomically
-from effv2_jax.monitoring.progress import say
+from effv2_jax.errors import UserError, one_line
+from effv2_jax.files import is_remote, write_atomically
+from effv2_jax.monitoring.progress import log
 
 ID_FILE = "wandb_id.txt"
 # For the last uploads. Other processes wait SHUTDOWN_TIMEOUT (cli) for this one to exit, and a preempted machine is
@@ -51,7 +51,7 @@ class WandbWriter:
             name=workdir.name,
             config=to_dict(config),
             allow_val_change=True,  # what may change between two starts does
-            dir=None if "://" in str(workdir) else str(workdir),
+            dir=None if is_remote(workdir) else str(workdir),
             settings=wandb.Settings(finish_timeout=FINISH_SECONDS),
         )
         # W&B takes no step again. A run that goes on from a checkpoint repeats some, with the same values.
@@ -73,7 +73,7 @@ class WandbWriter:
             call()
         except Exception as error:  # of its own, of the network, of a disk
             self._run = None
-            say(f"WARNING: Weights & Biases fails, the training goes on without it: {' '.join(str(error).split())}")
+            log(f"WARNING: Weights & Biases fails, the training goes on without it: {one_line(error)}")
 
 
 def _id_of(workdir: epath.Path) -> str:

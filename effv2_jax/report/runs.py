@@ -14,6 +14,7 @@ from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError, one_line
 from effv2_jax.evaluate import confidence_interval
+from effv2_jax.files import is_remote
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.monitoring.progress import flatten_results
 from effv2_jax.monitoring.stopwatch import clock
@@ -92,7 +93,7 @@ def read_runs(workdirs: Sequence[epath.PathLike]) -> list[Run]:
       UserError: a workdir that holds no run.
     """
     paths = list(dict.fromkeys(map(epath.Path, workdirs)))
-    last = [path.expanduser().resolve().name if "://" not in str(path) else path.name for path in paths]
+    last = [path.expanduser().resolve().name if not is_remote(path) else path.name for path in paths]
     names = last if len(set(last)) == len(last) else list(map(str, paths))
     return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
 
@@ -161,7 +162,7 @@ def _planned_stages(config: dict[str, Any]) -> tuple[Stage, ...]:
 
 def reason(error: BaseException) -> str:
     """An error in a few words, for the middle of a sentence."""
-    return (one_line(error) or type(error).__name__).rstrip(".")
+    return one_line(error).rstrip(".")
 
 
 def facts(run: Run) -> dict[str, tuple[str, str]]:

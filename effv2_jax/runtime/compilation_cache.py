@@ -9,6 +9,8 @@ from jax._src.compilation_cache import decompress_executable  # the one place th
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
+from effv2_jax.files import is_remote
+
 CACHE = "compilation_cache"  # its folder in a workdir
 
 
@@ -33,7 +35,7 @@ def drop_torn_programs(workdir: epath.Path) -> None:
     JAX would find them damaged at every start, and never write them again. Object stores have no half-written files.
     """
     directory = workdir / CACHE
-    if "://" in str(directory) or not directory.exists():
+    if is_remote(directory) or not directory.exists():
         return
     for path in directory.glob("*-cache"):
         data = path.read_bytes()

@@ -20,6 +20,7 @@ from absl import logging
 from etils import epath
 
 from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError
+from effv2_jax.files import is_remote
 
 LOCK_FILE = "lock.json"
 HEARTBEAT = 20.0  # seconds between two signs of life
@@ -38,7 +39,7 @@ def exclusive(workdir: epath.PathLike) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_beating(path) if "://" in str(path) else _flock(path))
+            stack.enter_context(_beating(path) if is_remote(path) else _flock(path))
         except OSError as error:
             raise UserError(f"'{workdir}' cannot be written: {error}") from None
         yield

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # its key-value store, for which JAX has no public name
 
-from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError
+from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError, one_line
 
 # Why processes do not find each other, in the order of how often it happens.
 ADVICE = (
@@ -63,11 +63,11 @@ def initialize_processes(
     except RuntimeError as error:
         raise Unavailable(
             f"this process cannot join the others at {coordinator or distributed.global_state.coordinator_address}: "
-            f"{_one_line(error)}; another process may hold that port"
+            f"{one_line(error)}; another process may hold that port"
         ) from None
     except ValueError as error:
         raise UserError(
-            f"this process cannot join the others: {_one_line(error)} Where JAX does not find them itself, give each "
+            f"this process cannot join the others: {one_line(error)} Where JAX does not find them itself, give each "
             "process --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from None
     finally:
@@ -117,7 +117,7 @@ def wait_for_all(name: str, timeout: int = 1800) -> None:
         names = re.search(r"timed out task names:([\d,\s]+)", str(error))
         missing = ", ".join(re.findall(r"\d+", names[1])) if names else f"one of {jax.process_count()}"
         raise Unavailable(
-            f"process {jax.process_index()} waited {timeout} s at '{name}' for process {missing}: {_one_line(error)}"
+            f"process {jax.process_index()} waited {timeout} s at '{name}' for process {missing}: {one_line(error)}"
         ) from None
 
 
@@ -152,14 +152,10 @@ def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -
         outcome = client.blocking_key_value_get(key, timeout * 1000)
     except jax.errors.JaxRuntimeError as error:
         raise Unavailable(
-            f"process {jax.process_index()} waited {timeout} s for process 0 and '{name}': {_one_line(error)}"
+            f"process {jax.process_index()} waited {timeout} s for process 0 and '{name}': {one_line(error)}"
         ) from None
     if outcome.startswith("error: "):
         raise UserError(outcome.removeprefix("error: "))
     if outcome != "done":
         raise Unavailable(f"process 0 failed at '{name}'; its log says why")
     return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from effv2_jax.errors import UserError, check_known
-from effv2_jax.files import check_place
+from effv2_jax.files import check_place, is_remote
 from effv2_jax.network import architecture as architectures
 from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights.automl_checkpoint import checkpoint_prefix, open_automl
@@ -43,7 +43,7 @@ def read_weights(path: str | os.PathLike, architecture: str = "auto") -> Bundle:
     """
     if architecture != "auto":
         check_known("--architecture", architecture, architectures.names())
-    if "://" in os.fspath(path):
+    if is_remote(path):
         return _read_remote(path, architecture)
     if is_run(path):
         return _of(architecture, read_run(path), path)

@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 
 from effv2_jax.errors import UserError
+from effv2_jax.files import AtomicFile
 from effv2_jax.weights.mapping import Entry
-from effv2_jax.weights.tensors import MAX_ARRAYS, MAX_VALUES, Tensors, damaged, written_whole, zip_members
+from effv2_jax.weights.tensors import MAX_ARRAYS, MAX_VALUES, Tensors, damaged, zip_members
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _IN_ARCHIVE = "model.weights.h5"
@@ -105,7 +106,7 @@ def write_keras(path: Path, arrays: list[tuple[Entry, np.ndarray]]) -> None:
     """
     counts: collections.Counter[str] = collections.Counter()
     places: dict[str, str] = {}
-    with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+    with AtomicFile(path) as temporary, h5py.File(temporary, "w") as file:
         for entry, array in arrays:
             layer, _, number = entry.name.partition("/")
             if layer not in places:

@@ -6,8 +6,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from effv2_jax.files import AtomicFile
 from effv2_jax.weights.mapping import OWN
-from effv2_jax.weights.tensors import Tensors, damaged, written_whole
+from effv2_jax.weights.tensors import Tensors, damaged
 
 METADATA_KEY = "effv2_jax"
 
@@ -36,7 +37,7 @@ def without_counters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int,
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes the file as a whole or not at all."""
-    with written_whole(path) as temporary:
+    with AtomicFile(path) as temporary:
         try:
             save_file(arrays, temporary, metadata)
         except SafetensorError as error:  # of its own writing to the disk

@@ -1,16 +1,14 @@
 """What a file of weights holds, before any of it is read: names, shapes, and the formats it may be of."""
 
-import contextlib
 import dataclasses
 import math
-import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, one_line
 
 # XL with 21,843 classes has 234 million values in all; a file that claims much more is not one of ours.
 MAX_VALUES = 2**30
@@ -69,20 +67,6 @@ def zip_members(start: bytes, path: Path) -> list[str]:
         raise damaged(str(path), error) from error
 
 
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the name `path` at the end of the block, or is gone where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.umask(mask := os.umask(0))
-        temporary.chmod(0o666 & ~mask)  # some libraries leave it to the owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def damaged(path: str, error: BaseException) -> UserError:
     """The sentence on a file that cannot be read."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"'{path}' cannot be read as weights, it is damaged or cut short: {words[:300]}")
+    return UserError(f"'{path}' cannot be read as weights, it is damaged or cut short: {one_line(error)}")

@@ -15,7 +15,7 @@ from etils import epath
 from effv2_jax.data.preparation.tar_index import read_member, tar_members
 from effv2_jax.data.sources.folder import EXTENSIONS
 from effv2_jax.errors import UserError
-from effv2_jax.files import write_atomically
+from effv2_jax.files import is_remote, write_atomically
 
 WHOLE = -1  # the offset of an image that is a file of its own
 
@@ -74,7 +74,7 @@ def only_tars(root: epath.Path, places: Iterable[str]) -> bool:
 
 
 def _local(path: epath.Path) -> str:
-    if "://" in str(path):
+    if is_remote(path):
         raise UserError(f"'{path}' is a tar that is not local; copy it to a local disk, where its parts can be read")
     return str(path)
 

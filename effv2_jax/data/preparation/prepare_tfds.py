@@ -11,7 +11,7 @@ from etils import epath
 from effv2_jax.data.preparation.prepare import INFO, Prepared
 from effv2_jax.data.sources.tfds import class_label, image_and_label, words_of_tfds
 from effv2_jax.errors import Unavailable, UserError, is_disk_full_or_readonly
-from effv2_jax.files import write_folder
+from effv2_jax.files import is_remote, write_folder
 
 
 def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepared:
@@ -31,7 +31,7 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     with contextlib.ExitStack() as stack:
-        remote = "://" in str(out)
+        remote = is_remote(out)
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if remote else os.path.abspath(out)
         config = tfds.download.DownloadConfig(manual_dir=source or None, try_download_gcs=False)
         builder = _builder(name, folder)

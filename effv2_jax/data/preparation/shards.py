@@ -22,7 +22,7 @@ from etils import epath
 from effv2_jax.data.images.decode import BrokenImage, Picture
 from effv2_jax.data.preparation.image_index import Listing
 from effv2_jax.errors import Unavailable, UserError
-from effv2_jax.files import AtomicFile, write_atomically
+from effv2_jax.files import AtomicFile, is_remote, write_atomically
 
 RECORDS = "prepare"  # folder of what is known of finished shards, while others are not
 IMAGES_PER_SHARD = 4096  # of ImageNet 0.45 GB: what an interruption loses of each process's work
@@ -89,7 +89,7 @@ def finished(shard: Shard) -> dict[str, Any] | None:
 
 def _size(path: epath.Path) -> int:
     # etils' own asks for the name of the owner, who may have none in a container.
-    return path.stat().length if "://" in str(path) else os.stat(path).st_size
+    return path.stat().length if is_remote(path) else os.stat(path).st_size
 
 
 def write_shard(shard: Shard) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """A run that dies again and again comes to what a run comes to that nobody disturbed, bit for bit."""
 
 import hashlib
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from effv2_jax.cli.load_config import load_config
+from launching import ROOT
 from pictures_folder import write_photos
-from tiny import tiny_config, to_host
+from tiny import SMALL, tiny_config, to_host
 
 from effv2_jax import train as train_lib
 from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
@@ -20,19 +20,6 @@ from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.runtime.compiler import Compiler
 from effv2_jax.runtime.mesh import make_mesh
 from effv2_jax.runtime.preemption import Preemption
-
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "--config.total_steps=8",
-    "--config.global_batch_size=16",
-    "--config.log_steps=2",
-    "--config.evaluate_steps=4",
-    "--config.checkpoint_steps=2",
-    "--config.schedule.warmup_steps=1",
-    "--config.evaluation.batch_size=32",
-    "--config.model.blocks=('r1_k3_s1_e1_i8_o8_c1','r2_k3_s2_e2_i8_o16_se0.25')",
-    "--config.model.width=0.25",
-]
 
 
 class Killed(Exception):

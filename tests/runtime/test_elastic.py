@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from effv2_jax.cli.load_config import load_config
 from elastic_driver import examples
-from test_processes import ROOT, command, free_port
+from launching import ROOT, command, free_port
 
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.pipeline import train_batches
@@ -30,7 +30,7 @@ def live(workdir: Path, records: Path, stop: int, processes: int, devices: int) 
         peers = [f"--coordinator=localhost:{port}", f"--num_processes={processes}", f"--process_id={process}"]
         words = [
             sys.executable,
-            str(Path(__file__).with_name("elastic_driver.py")),
+            str(ROOT / "tests" / "elastic_driver.py"),
             str(stop),
             str(records),
             *arguments,

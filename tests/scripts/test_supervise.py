@@ -4,11 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from launching import ROOT
 
-SUPERVISE = Path(__file__).resolve().parents[1] / "scripts" / "supervise.py"
+SUPERVISE = ROOT / "scripts" / "supervise.py"
 # Counts its starts in a file, saves a checkpoint where told to, and ends as told for this start.
 PROGRAM = """
 import os, pathlib, signal, sys, time

@@ -3,16 +3,15 @@
 import configparser
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
 from effv2_jax.cli.parser import make_parser
+from launching import ROOT
 
 from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED
 from effv2_jax.runtime.processes import ADVICE
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 ALLOWED = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
 

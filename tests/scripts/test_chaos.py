@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_exact_resume import SMALL
-
-ROOT = Path(__file__).resolve().parents[1]
+from launching import ROOT
+from tiny import SMALL
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from effv2_jax.cli.load_config import load_config
+from launching import ROOT
 from ml_collections import ConfigDict
 
 from effv2_jax.config import defaults, duration, flat_lines, from_dict, parse_argument, to_dict
@@ -16,7 +17,6 @@ from effv2_jax.learning.step import check_batch
 from effv2_jax.runtime.compiler import Compiler
 from effv2_jax.runtime.mesh import make_mesh
 
-ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 RUNLOCAL = [
     "imagenet.py:s,runlocal",

@@ -66,7 +66,7 @@ def test_a_run_writes_its_time_by_cause_and_goes_on_counting(tmp_path, monkeypat
         with pytest.raises(Preempted, match="saved step 3 of 8"):
             train(config, tmp_path)
     lines = []
-    monkeypatch.setattr("effv2_jax.train.say", lines.append)
+    monkeypatch.setattr("effv2_jax.train.log", lines.append)
     train(config, tmp_path)
     first, *_, last = [record for record in read_metrics(tmp_path / METRICS_FILE) if "time/train" in record]
     assert "time/restart" not in first

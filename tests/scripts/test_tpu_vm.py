@@ -14,7 +14,7 @@ from pathlib import Path
 import children
 import psutil
 import pytest
-from test_processes import ROOT, command, free_port
+from launching import ROOT, command, free_port
 
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 

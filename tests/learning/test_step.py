@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from launching import ROOT
 from tiny import NUM_CLASSES, compiler_of, random_batch, tiny_config, to_host
 
 from effv2_jax.curriculum import make_curriculum
@@ -329,7 +330,7 @@ def eight_devices():
     """What a process with 8 simulated devices reports."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": f"{ROOT / 'tests'}:{Path(__file__).parent}",
     }
     run = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

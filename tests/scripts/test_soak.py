@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launching import ROOT
 
-SOAK = Path(__file__).resolve().parents[1] / "scripts" / "soak.py"
+SOAK = ROOT / "scripts" / "soak.py"
 
 
 @pytest.mark.slow

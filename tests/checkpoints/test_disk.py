@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from test_processes import command, start
+from launching import command, start
 
 from effv2_jax.checkpoints.manager import damage_of
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_processes import ROOT, command, free_port, start
+from launching import ROOT, command, free_port, start
 from tiny import tiny_config
 
 from effv2_jax.checkpoints.manager import CHECKPOINTS

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-SCALING = Path(__file__).resolve().parents[1] / "scripts" / "scaling.py"
+from launching import ROOT
+
+SCALING = ROOT / "scripts" / "scaling.py"
 
 
 def test_groups_inside_devices_leave_one_exchange():

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_processes import EFFV2, command
-
-ROOT = Path(__file__).resolve().parents[1]
+from launching import EFFV2, ROOT, command
 
 
 def test_models(effv2):

@@ -4,12 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import children
 import pytest
+from launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {
     # Like Slurm's, ends with the highest exit code of its tasks.
     "srun": """

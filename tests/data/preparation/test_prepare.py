@@ -21,6 +21,7 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import ROOT
 from PIL import Image
 
 from effv2_jax.config import defaults
@@ -34,8 +35,6 @@ from effv2_jax.data.preparation.tar_index import read_member, tar_members
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Unavailable, UserError
 from effv2_jax.runtime import lock
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

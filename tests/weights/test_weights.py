@@ -36,6 +36,7 @@ from effv2_jax.weights.bundle import (
     unflatten,
 )
 from effv2_jax.weights.mapping import entries
+from effv2_jax.weights.preprocess import Preprocess
 
 B0 = get_architecture("efficientnetv2-b0")
 WRITTEN = {"effv2": "w.safetensors", "timm": "t.safetensors", "keras": "k.weights.h5"}
@@ -89,7 +90,7 @@ def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
         own,
         2,
         bundle.sets,
-        effv2_jax.preprocess.Preprocess(40, "squash", "bilinear", "unit"),
+        Preprocess(40, "squash", "bilinear", "unit"),
         ("äöü", "cat"),
         "symmetric",
         1e-5,
@@ -107,7 +108,7 @@ def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
 
 
 def test_what_a_foreign_format_does_not_tell_is_said(effv2, b0, tmp_path):
-    own = dataclasses.replace(b0, preprocess=effv2_jax.preprocess.Preprocess(96, "squash", "bilinear", "unit"))
+    own = dataclasses.replace(b0, preprocess=Preprocess(96, "squash", "bilinear", "unit"))
     write_weights(own, tmp_path / "own.safetensors")
     code, _, err = effv2("convert", tmp_path / "own.safetensors", tmp_path / "t.safetensors", "--format=timm")
     assert code == 0 and "does not tell its preprocessing (image_size 96, crop squash" in err and "unit)" in err

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import children
 import pytest
+from launching import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "local_cluster.sh"
+SCRIPT = ROOT / "scripts" / "local_cluster.sh"
 # Ends as told for its number: with an exit code, or when asked to.
 PROGRAM = f"""#!{sys.executable}
 import os, signal, sys, time
