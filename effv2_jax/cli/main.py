@@ -16,7 +16,7 @@ from typing import Any
 from effv2_jax.cli import commands as verbs
 from effv2_jax.config import UNITS, flat_lines
 from effv2_jax.config.validate import check_ranges
-from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_UNAVAILABLE, Preempted, Unavailable, UserError
+from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_UNAVAILABLE, Preempted, Unavailable, UserError, one_line
 from effv2_jax.runtime.memory import use_huge_pages
 
 SHUTDOWN_TIMEOUT = 20.0  # seconds that a process which leaves waits for the others
