@@ -1,8 +1,9 @@
 """The exceptions that are no bugs, each with its exit code."""
 
+import contextlib
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXIT_MISTAKE = 2  # as argparse has it
 EXIT_UNREADABLE = 66  # EX_NOINPUT of sysexits.h: some of the images could not be read; the others were
@@ -43,6 +44,17 @@ def is_disk_full_or_readonly(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _NO_WRITING
     return any(text in str(error).lower() for text in _NO_WRITING_TEXTS)
+
+
+@contextlib.contextmanager
+def disk_errors(sentence: str) -> Iterator[None]:
+    """Raises UserError, with `sentence` before the reason, where a disk is full or must not be written."""
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full_or_readonly(error):
+            raise
+        raise UserError(f"{sentence}: {error}") from error
 
 
 def check_known(field: str, value: object, known: Iterable[str]) -> None:

@@ -1,252 +1,199 @@
-"""The training run, top to bottom."""
+"""The training run, top to bottom: `train` prepares, opens the workdir and resumes; `Run` is the loop."""
 
 import contextlib
-import json
-from typing import Any, NoReturn
+import dataclasses
+from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
-from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints, has_checkpoints, quarantine_damaged
-from effv2_jax.checkpoints.resume import check_faults, identity_of, resume_curriculum
-from effv2_jax.config import to_dict
-from effv2_jax.config.validate import check_ranges
-from effv2_jax.curriculum import make_curriculum, steps_of
-from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
-from effv2_jax.data.sources import make_sources
-from effv2_jax.errors import Preempted, UserError, is_disk_full_or_readonly
+from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints, has_checkpoints
+from effv2_jax.checkpoints.resume import identity_of, resume
+from effv2_jax.checkpoints.workdir import open_workdir
+from effv2_jax.curriculum import Stage
+from effv2_jax.data.pipeline import Batch, BrokenCounter, evaluation_batches, train_batches
+from effv2_jax.errors import Preempted, disk_errors
 from effv2_jax.evaluate import evaluate
-from effv2_jax.learning.optimizer import FACTORS, describe_factors
-from effv2_jax.learning.step import check_batch
-from effv2_jax.monitoring.metrics import METRICS_FILE, make_writers, read_metrics
-from effv2_jax.monitoring.plots import draw_metrics
-from effv2_jax.monitoring.progress import Progress, Results, describe_results, describe_run, flatten_results, log
-from effv2_jax.monitoring.stopwatch import Stopwatch, lost_seconds
-from effv2_jax.monitoring.wandb_writer import WandbWriter
-from effv2_jax.runtime.compilation_cache import drop_torn_programs, use_compilation_cache
-from effv2_jax.runtime.compiler import Compiler
-from effv2_jax.runtime.lock import exclusive
-from effv2_jax.runtime.mesh import make_mesh, put_batch
+from effv2_jax.experiment import Experiment, prepare
+from effv2_jax.learning.step import TrainState
+from effv2_jax.monitoring.description import describe_end, describe_run, open_writers
+from effv2_jax.monitoring.metrics import Writers
+from effv2_jax.monitoring.profiler import Profiler, make_profiler
+from effv2_jax.monitoring.progress import Progress, Results, flatten_results, log, stage_waits
+from effv2_jax.monitoring.stopwatch import Stopwatch
+from effv2_jax.runtime.mesh import put_batch
 from effv2_jax.runtime.preemption import Preemption
-from effv2_jax.runtime.processes import on_first_process, wait_for_all
-from effv2_jax.weights.init_from import arrays_to_start_from, start_from
-
-CONFIG_FILE = "config.json"
-PARAMETERS_FILE = "parameters.txt"
-
-
-def describe_parameters(config: ConfigDict, params: Any) -> str:
-    """Every parameter with its shape and statistics, and what decides its weight decay and learning rate."""
-    lines = [line for field in FACTORS for line in describe_factors(config, field, params)]
-    return "\n".join([parameter_overview.get_parameter_overview(params), *lines]) + "\n"
-
-
-def cadences(config: ConfigDict, num_examples: int, total_steps: int) -> dict[str, int]:
-    """Steps between two logs, evaluations and checkpoints."""
-    run = {"batch_size": config.global_batch_size, "num_examples": num_examples, "total_steps": total_steps}
-    return {name: max(1, round(steps_of(config, name, **run))) for name in ("log", "evaluate", "checkpoint")}
+from effv2_jax.runtime.processes import this_process, wait_for_all
+from effv2_jax.weights.init_from import read_initial_weights, start_from
 
 
 def train(
-    config: ConfigDict, workdir: epath.PathLike, force: bool = False, wandb_project: str | None = None
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    force: bool = False,
+    wandb_project: str | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> Results:
     """Trains as `config` says, from the newest intact checkpoint in `workdir` or from scratch.
 
     Args:
       config: of the experiment.
-      workdir: for checkpoints and metrics, a local path or gs://; of one process (group) at a time.
-      force: goes on from a checkpoint also where `config` is of another run.
+      workdir: for checkpoints and metrics, a local path or gs://; one process (group) at a time uses it.
+      force: resumes even if the checkpoint is another config's.
       wandb_project: of Weights & Biases, for the metrics too; '' is its default, None no project.
+      profile: (steps done before the trace, steps to trace) into WORKDIR/profile.
 
     Returns:
       the last evaluation, as `evaluate.evaluate` gives it.
 
     Raises:
-      UserError: a mistake in the config or the data, a workdir that is taken or cannot be written, checkpoints that are
-        all damaged or of another run, or a loss that is not finite.
+      UserError: an invalid config or data, a workdir that is in use or cannot be written, checkpoints that are all
+        damaged or another config's, or a loss that is not finite.
       Unavailable: other processes or a file system do not answer.
-      Preempted: asked to leave, and saved.
+      Preempted: asked to exit, and saved.
     """
-    try:
-        with contextlib.ExitStack() as stack:
-            return _train(config, epath.Path(workdir), force, wandb_project, stack)
-    except OSError as error:
-        if not is_disk_full_or_readonly(error):
-            raise
-        raise UserError(f"the run in '{workdir}' cannot go on: {error}") from error
+    workdir, stopwatch = epath.Path(workdir), Stopwatch()
+    with disk_errors(f"the run in '{workdir}' cannot go on"):
+        experiment = prepare(config, log)
+        profiler = make_profiler(workdir, profile, experiment.total_steps)
+        resuming = has_checkpoints(workdir / CHECKPOINTS)
+        initial_weights = {} if resuming else read_initial_weights(experiment, log)
+        # Nothing is written before this line.
+        with open_workdir(workdir, config, log) as (checkpoints, preemption):
+            if resuming:
+                experiment, state, progress = resume(experiment, checkpoints, workdir, stopwatch, force, log)
+            else:
+                state, progress = start_from(experiment.compiler.initial_state(), initial_weights), Progress(stopwatch)
+            describe_run(config, experiment.curriculum, experiment.mesh, experiment.sources, state.params)
+            writers = open_writers(workdir, config, state.params, progress.step, wandb_project)
+            # The input position is the step, so that state and position cannot disagree.
+            source, curriculum = experiment.sources.train, experiment.curriculum
+            batches = train_batches(source, config, curriculum, progress.step, **this_process())
+            with contextlib.closing(batches), contextlib.closing(profiler):
+                stopwatch.charge("restart" if resuming else "start")
+                run = Run(experiment, workdir, checkpoints, preemption, writers, profiler, batches, state, progress)
+                return run.train()
 
 
-def _train(
-    config: ConfigDict, workdir: epath.Path, force: bool, wandb_project: str | None, stack: contextlib.ExitStack
-) -> Results:
-    stopwatch = Stopwatch()
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    first_process = jax.process_index() == 0
+@dataclasses.dataclass
+class Run:
+    """A run in its open workdir. Only `state` and `progress` change; a checkpoint saves both."""
 
-    # What can be wrong is checked before anything is written.
-    check_ranges(config)
-    sources = make_sources(config)
-    num_examples = len(sources.train)
-    curriculum = make_curriculum(config, num_examples)
-    mesh = make_mesh()
-    check_input(config, jax.process_count())
-    check_batch(config, curriculum, mesh.size)
-    cadences(config, num_examples, curriculum.total_steps)
-    compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, log)
-    given = {}
-    if config.init_from and not has_checkpoints(workdir / CHECKPOINTS):
-        given = arrays_to_start_from(config, compiler.abstract_state, sources.class_names, log)
+    experiment: Experiment
+    workdir: epath.Path
+    checkpoints: Checkpoints
+    preemption: Preemption
+    writers: Writers
+    profiler: Profiler
+    batches: Iterator[Batch]
+    state: TrainState
+    progress: Progress
 
-    def take_workdir() -> None:
-        stack.enter_context(exclusive(workdir))
-        quarantine_damaged(workdir / CHECKPOINTS, log)
-        drop_torn_programs(workdir)
+    def __post_init__(self) -> None:
+        self._first_step = self._saved_step = self.progress.step
+        sources = self.experiment.sources
+        self._broken = {"training": BrokenCounter(sources.train), "evaluation": BrokenCounter(sources.evaluation)}
 
-    on_first_process("take the workdir", take_workdir)
-    preemption = stack.enter_context(Preemption())
-    use_compilation_cache(config, workdir)
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, config.checkpoint.keep_last, config.checkpoint.keep_best)
-    stack.callback(checkpoints.close)  # what was saved before an error gets to the disk
+    def train(self) -> Results:
+        """Trains from the step of `progress` to the end; returns the last evaluation."""
+        wait_for_all("the first step")
+        if self.progress.evaluation_due:
+            self._evaluate()
+        for stage in self.experiment.curriculum.stages:
+            if self.progress.step < stage.end_step:
+                self._train_stage(stage)
+        return self._finish()
 
-    # The input position is the step: batch k is a function of (seed, k). State and position cannot disagree.
-    step, best, results, unreported, evaluation_due, cause = 0, {}, {}, [], False, "start"
-    if (latest := checkpoints.latest()) is not None:
-        run = checkpoints.restore_run(latest)
-        going_on, faults = resume_curriculum(run, config, curriculum, sources)
-        if force and faults:
-            log(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
-        else:
-            check_faults(faults, workdir, latest)
-        if going_on.total_steps < latest:
-            raise UserError(
-                f"the run in '{workdir}' is at step {latest}, beyond the {going_on.total_steps} of this config"
-            )
-        if going_on != curriculum:
-            curriculum = going_on
-            compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, log)
-        state, run = checkpoints.restore(latest, compiler.abstract_state)
-        step, best, results, unreported, cause = latest, run["best"], run["results"], run["unreported"], "restart"
-        evaluation_due = run["evaluation_due"]
-        stopwatch.restore(run["stopwatch"], lost_seconds(read_metrics(workdir / METRICS_FILE), step, run["stopwatch"]))
-        log(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
-    else:
-        # Precedence: what this run has saved itself, then other weights, then fresh ones.
-        state = start_from(compiler.initial_state(), given)
-    total_steps = curriculum.total_steps
-    every = cadences(config, num_examples, total_steps)
-    describe_run(config, curriculum, mesh, sources, state.params)
-    if first_process:
-        (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=1))
-        (workdir / PARAMETERS_FILE).write_text(describe_parameters(config, state.params))
-    wandb = [] if wandb_project is None else [lambda: WandbWriter(workdir, config, wandb_project)]
-    writers = make_writers(workdir, step, active=first_process, others=wandb)
-    progress = Progress(curriculum, config.global_batch_size, stopwatch, unreported)
-    broken = BrokenCounter(sources.train), BrokenCounter(sources.evaluation)
-    batches = train_batches(sources.train, config, curriculum, step, **processes)
-    stack.callback(batches.close)
-    stopwatch.charge(cause)
-
-    def due(name: str, step: int) -> bool:
-        return step % every[name] == 0 or step == total_steps
-
-    pending: tuple[Any, ...] | None = None  # the metrics of a dispatched step, not read yet
-    saved = latest
-
-    def read_pending() -> None:
-        nonlocal pending
-        if pending is not None:
-            step, stage, metrics = pending
-            progress.observe(step, stage, jax.device_get(metrics), checkpoints.latest)
-            pending = None
-
-    def evaluate_now() -> float:
-        nonlocal results, best
-        with stopwatch.measure("compile"):
-            evaluation_step = compiler.evaluation_step()
-        with stopwatch.measure("evaluate"):
-            batches_once = evaluation_batches(sources.evaluation, config, **processes)
-            results = evaluate(evaluation_step, state.sets, batches_once, mesh, broken[1])
-        score = results.get("ema", results["raw"])["top1"]
-        if not best or score >= best["top1"]:
-            best = {"top1": score, "step": step}
-        log(f"step {step} evaluation | " + describe_results(results))
-        writers.write_scalars(step, flatten_results(results))
-        return score
-
-    def save(score: float | None, evaluation_due: bool = False) -> None:
-        nonlocal saved
-        writers.flush()  # before the checkpoint: what a restart finds reaches up to its step
-        with stopwatch.measure("checkpoint"):
-            run = {"step": step, "best": best, "results": results, "evaluation_due": evaluation_due}
-            run |= {"unreported": progress.unreported, "stopwatch": dict(stopwatch.seconds)}
-            checkpoints.save(step, state, run | identity_of(config, curriculum, sources), score)
-        saved = step
-
-    def leave() -> NoReturn:
-        read_pending()  # a step that is not finite must not be saved, nor its metrics lost
-        if step and saved != step:
-            save(None, evaluation_due=due("evaluate", step))  # there may be no time for an evaluation
-        checkpoints.close()
-        writers.close()
-        what = f"saved step {step} of {total_steps}" if step else "no step was made yet"
-        raise Preempted(f"asked to leave: {what}; the same command goes on")
-
-    wait_for_all("the first step")
-    if evaluation_due:
-        evaluate_now()
-    for stage in curriculum.stages:
-        if step >= stage.end_step:
-            continue
-        before, switching = dict(stopwatch.seconds), True
-        with stopwatch.measure("compile"):
+    def _train_stage(self, stage: Stage) -> None:
+        progress, compiler = self.progress, self.experiment.compiler
+        before = dict(progress.stopwatch.seconds)
+        with progress.stopwatch.measure("compile"):
             train_step = compiler.train_step(stage)
         compiler.prepare_after(stage)
-        if preemption.reached():
-            leave()
+        self._exit_if_asked()
+        first_step = progress.step
         # Implicit transfers would stall the device; put_batch and device_get are the explicit ones.
         with jax.transfer_guard("disallow"):
-            while step < stage.end_step:
-                with stopwatch.measure("input"):
-                    batch = next(batches)
-                if switching:
-                    spent, switching = stopwatch.since(before), False
-                    waits = {f"stage/{cause}_wait_seconds": spent[cause] for cause in ("compile", "input")}
-                    which = {"stage/number": stage.index + 1, "stage/image_size": stage.image_size}
-                    writers.write_scalars(step, which | waits)
-                broken[0].update(batch)
-                arrays = put_batch({name: batch[name] for name in ("image", "label")}, mesh)
-                state, metrics = train_step(state, arrays)
-                step += 1
-                read_pending()  # of the step before, while this one runs
-                pending = step, stage, metrics
-                leaving = preemption.reached() and step < total_steps
-                if not leaving and not any(due(name, step) for name in every):
-                    continue
-                read_pending()
-                checkpoints.check()
-                if due("log", step):
-                    writers.write_scalars(step, progress.report(step, stage))
-                if leaving:
-                    leave()
-                score = evaluate_now() if due("evaluate", step) else None
-                if due("checkpoint", step) or score is not None:
-                    save(score)
-                writers.flush()
-                if score is not None and preemption.reached() and step < total_steps:  # evaluations are long
-                    leave()
+            while progress.step < stage.end_step:
+                with progress.stopwatch.measure("input"):
+                    batch = next(self.batches)
+                if progress.step == first_step:
+                    waits = stage_waits(stage, progress.stopwatch.since(before))
+                    self.writers.write_scalars(first_step, waits)
+                self._broken["training"].update(batch)
+                arrays = put_batch({name: batch[name] for name in ("image", "label")}, self.experiment.mesh)
+                self.profiler.before_step(progress.step)
+                self.state, metrics = train_step(self.state, arrays)
+                progress.read_pending(self.checkpoints.latest)  # of the step before, while this one runs
+                progress.add_step(stage, metrics)
+                self.profiler.after_step(progress.step, metrics)
+                self._run_hooks(stage)
 
-    with stopwatch.measure("checkpoint"):
-        checkpoints.close()
-    if latest != total_steps:
-        writers.write_scalars(step, stopwatch.scalars())
-    writers.close()
-    log(f"finished {total_steps} steps in {stopwatch.summary()}")
-    if any(counter.count for counter in broken):
-        log(f"unreadable images: {broken[0].count} in training, {broken[1].count} in evaluation")
-    log(f"result at step {total_steps} | {describe_results(results)}")
-    log(f"best top-1 {best['top1']:.2%} at step {best['step']}; checkpoints in {checkpoints.directory}")
-    if first_process:
-        log(f"metrics in {workdir} (TensorBoard files, {METRICS_FILE}); picture in {draw_metrics(workdir)}")
-    return results
+    def _run_hooks(self, stage: Stage) -> None:
+        """What is due after a step, in this order: log, evaluate, save; and the exit, if one is asked for."""
+        step, due = self.progress.step, self.experiment.due(self.progress.step)
+        exiting = self.preemption.reached() and step < self.experiment.total_steps
+        if not due and not exiting:
+            return
+        self.progress.read_pending(self.checkpoints.latest)
+        self.checkpoints.check()
+        if "log" in due:
+            batch_size = self.experiment.config.global_batch_size
+            self.writers.write_scalars(step, self.progress.report(stage, self.experiment.curriculum, batch_size))
+        if exiting:
+            self._exit()  # there may be no time for an evaluation
+        score = self._evaluate() if "evaluate" in due else None
+        if "evaluate" in due or "checkpoint" in due:
+            self._save(score)
+        self.writers.flush()
+        if "evaluate" in due:  # it may have taken long
+            self._exit_if_asked()
+
+    def _evaluate(self) -> float:
+        progress, experiment = self.progress, self.experiment
+        with progress.stopwatch.measure("compile"):
+            step = experiment.compiler.evaluation_step()
+        with progress.stopwatch.measure("evaluate"):
+            batches = evaluation_batches(experiment.sources.evaluation, experiment.config, **this_process())
+            results = evaluate(step, self.state.sets, batches, experiment.mesh, self._broken["evaluation"])
+        score = progress.add_evaluation(results)
+        self.writers.write_scalars(progress.step, flatten_results(results))
+        return score
+
+    def _save(self, score: float | None) -> None:
+        self.writers.flush()  # before the checkpoint: the metrics that a restart finds reach up to its step
+        experiment, progress = self.experiment, self.progress
+        with progress.stopwatch.measure("checkpoint"):
+            identity = identity_of(experiment.config, experiment.curriculum, experiment.sources)
+            self.checkpoints.save(progress.step, self.state, progress.to_record() | identity, score)
+        self._saved_step = progress.step
+
+    def _exit_if_asked(self) -> None:
+        if self.preemption.reached() and self.progress.step < self.experiment.total_steps:
+            self._exit()
+
+    def _exit(self) -> NoReturn:
+        """The one place where a run ends before its last step."""
+        self.progress.read_pending(
+            self.checkpoints.latest
+        )  # a step that is not finite must not be saved, nor its metrics lost
+        step, total_steps = self.progress.step, self.experiment.total_steps
+        if step != self._saved_step:
+            self.progress.evaluation_due = "evaluate" in self.experiment.due(step)
+            self._save(None)
+        self.checkpoints.close()
+        self.writers.close()
+        outcome = f"saved step {step} of {total_steps}" if step else "no step was made yet"
+        raise Preempted(f"asked to leave: {outcome}; the same command goes on")
+
+    def _finish(self) -> Results:
+        progress, total_steps = self.progress, self.experiment.total_steps
+        with progress.stopwatch.measure("checkpoint"):
+            self.checkpoints.close()
+        if self._first_step != total_steps:
+            self.writers.write_scalars(total_steps, progress.stopwatch.scalars())
+        self.writers.close()
+        describe_end(progress, self._broken, self.workdir, self.checkpoints.directory)
+        return progress.results

@@ -9,14 +9,22 @@ import dataclasses
 import fnmatch
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
+from effv2_jax.checkpoints.manager import Checkpoints
 from effv2_jax.config import flatten, to_dict
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.source import Sources
 from effv2_jax.errors import UserError
+from effv2_jax.experiment import Experiment
+from effv2_jax.learning.step import TrainState
+from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from effv2_jax.monitoring.progress import Progress
+from effv2_jax.monitoring.stopwatch import Stopwatch, lost_seconds
 
 MAY_CHANGE = (
     "log_*",
@@ -99,6 +107,49 @@ def check_faults(faults: list[str], workdir: Any, step: int) -> None:
             f"this config does not go on with the run in '{workdir}' (step {step}): {'; '.join(faults)}. Undo that, "
             "take another --workdir, or go on all the same with --force"
         )
+
+
+def resume(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    workdir: epath.Path,
+    stopwatch: Stopwatch,
+    force: bool,
+    log: Callable[[str], None],
+) -> tuple[Experiment, TrainState, Progress]:
+    """Restores the newest checkpoint.
+
+    Args:
+      experiment: what the config makes.
+      checkpoints: of the run, at least one.
+      workdir: of the run.
+      stopwatch: of this process; takes the seconds of the processes before.
+      force: resumes even if the checkpoint is another run's.
+      log: called with a line on what is resumed.
+
+    Returns:
+      the experiment with the curriculum to resume, the state on its mesh, and the progress.
+
+    Raises:
+      UserError: the config contradicts the run so far, or the run is longer than the config allows.
+    """
+    step = checkpoints.latest()
+    assert step is not None
+    record = checkpoints.restore_run(step)
+    curriculum, faults = resume_curriculum(record, experiment.config, experiment.curriculum, experiment.sources)
+    if force and faults:
+        log(f"WARNING: --force goes on although the run was another: {'; '.join(faults)}")
+    else:
+        check_faults(faults, workdir, step)
+    if curriculum.total_steps < step:
+        raise UserError(f"the run in '{workdir}' is at step {step}, beyond the {curriculum.total_steps} of this config")
+    if curriculum != experiment.curriculum:
+        experiment = experiment.with_curriculum(curriculum)
+    state, record = checkpoints.restore(step, experiment.compiler.abstract_state)
+    seconds = record["stopwatch"]
+    stopwatch.restore(seconds, lost_seconds(read_metrics(workdir / METRICS_FILE), step, seconds))
+    log(f"going on from step {step} of {curriculum.total_steps} in {workdir}")
+    return experiment, state, Progress.from_record(record | {"step": step}, stopwatch)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

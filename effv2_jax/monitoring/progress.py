@@ -1,11 +1,10 @@
 """The log lines of a run: speed, share of waiting for input, time to go."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from clu import parameter_overview
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage, steps_of
@@ -22,97 +21,132 @@ def log(line: str) -> None:
         print(line, flush=True)
 
 
+@dataclasses.dataclass
 class Progress:
-    """Collects the metrics of steps and says every so often how the run goes.
+    """How far a run is. A checkpoint saves it as it is, beside the training state.
 
-    Args:
-      curriculum: for the stage and the time to go.
-      batch_size: global.
-      stopwatch: of the run.
-      unreported: metrics of steps before a restart, as `unreported` was.
+    step: optimizer steps done.
+    best: {'top1', 'step'} of the best evaluation so far, {} before the first.
+    results: of the last evaluation.
+    evaluation_due: the run exited before the evaluation that was due at `step`.
+    unreported: metrics of the steps since the last log line.
+    stopwatch: seconds by cause.
     """
 
-    def __init__(
-        self, curriculum: Curriculum, batch_size: int, stopwatch: Stopwatch, unreported: list[dict[str, float]]
-    ):
-        self._curriculum = curriculum
-        self._batch_size = batch_size
-        self._stopwatch = stopwatch
-        self._metrics = list(unreported)
-        self._carried = len(unreported)  # their time was another process's
-        self._before = dict(stopwatch.seconds)
+    stopwatch: Stopwatch
+    step: int = 0
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
+    results: Results = dataclasses.field(default_factory=dict)
+    evaluation_due: bool = False
+    unreported: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
-    @property
-    def unreported(self) -> list[dict[str, float]]:
-        """The metrics of the steps since the last report."""
-        return list(self._metrics)
+    def __post_init__(self) -> None:
+        self._num_restored = len(self.unreported)  # another process spent the time of these steps
+        self._reported_seconds = dict(self.stopwatch.seconds)
+        self._pending: tuple[int, Stage, dict[str, jax.Array]] | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"unreported": list(self.unreported), "stopwatch": dict(self.stopwatch.seconds)}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], stopwatch: Stopwatch) -> "Progress":
+        """The inverse of `to_record`, but for the stopwatch; missing fields take their defaults."""
+        names = {field.name for field in dataclasses.fields(cls)} - {"stopwatch"}
+        return cls(stopwatch, **{name: record[name] for name in names if name in record})
+
+    def add_step(self, stage: Stage, metrics: dict[str, jax.Array]) -> None:
+        """Counts a step that was dispatched; its metrics stay on the devices until `read_pending`."""
+        self.step += 1
+        self._pending = self.step, stage, metrics
+
+    def read_pending(self, last_saved: Callable[[], int | None]) -> None:
+        """Waits for the step that was added last, and observes its metrics. Arguments and errors of `observe`."""
+        if self._pending is not None:
+            step, stage, metrics = self._pending
+            self.observe(step, stage, jax.device_get(metrics), last_saved)
+            self._pending = None
 
     def observe(self, step: int, stage: Stage, metrics: dict[str, Any], last_saved: Callable[[], int | None]) -> None:
-        """Takes the metrics of the step that made `step`; `last_saved` tells the step of the last checkpoint.
+        """Takes the metrics of the step that made `step`.
+
+        Args:
+          step: optimizer steps done with it.
+          stage: of the step.
+          metrics: as `learning.step.make_train_step` gives them, on the host.
+          last_saved: gives the step of the last checkpoint, or None.
 
         Raises:
-          UserError: where the loss or the gradients are not finite; names step, stage and checkpoint.
+          UserError: the loss or the gradients are not finite; names step, stage and checkpoint.
         """
         values = {name: value.item() for name, value in metrics.items()}
         if not values.pop("finite"):
             saved = last_saved()
-            kept = (
-                "no checkpoint was saved yet" if saved is None else f"the last good checkpoint, step {saved}, is kept"
-            )
+            kept = "no checkpoint was saved yet"
+            if saved is not None:
+                kept = f"the last good checkpoint, step {saved}, is kept"
             raise UserError(
                 f"step {step} (stage {stage.index + 1}, {stage.image_size} px) is not finite: loss {values['loss']}, "
                 f"gradient norm {values['gradient_norm']}; {kept}. Try a lower "
                 "config.optimizer.learning_rate_per_256, a longer warm-up or config.optimizer.clip_norm"
             )
-        self._metrics.append(values)
+        self.unreported.append(values)
 
-    def report(self, step: int, stage: Stage) -> dict[str, float]:
-        """Says a line on the steps since the last report, and returns their mean metrics under 'train/'."""
-        self._stopwatch.charge("train")
-        spent = self._stopwatch.since(self._before)
-        self._before = dict(self._stopwatch.seconds)
-        waiting, running = spent["input"], spent["input"] + spent["train"]
-        images_per_second = (len(self._metrics) - self._carried) * self._batch_size / max(running, 1e-9)
-        means = {name: sum(m[name] for m in self._metrics) / len(self._metrics) for name in self._metrics[0]}
-        means["learning_rate"] = self._metrics[-1]["learning_rate"]
-        self._metrics, self._carried = [], 0
+    def add_evaluation(self, results: Results) -> float:
+        """Takes the results of an evaluation at `step`; returns the score that chooses the best checkpoint."""
+        self.results, self.evaluation_due = results, False
+        score = results.get("ema", results["raw"])["top1"]
+        if not self.best or score >= self.best["top1"]:
+            self.best = {"top1": score, "step": self.step}
+        log(f"step {self.step} evaluation | {describe_results(results)}")
+        return score
+
+    def report(self, stage: Stage, curriculum: Curriculum, batch_size: int) -> dict[str, float]:
+        """Logs a line on the steps since the last one, and returns their mean metrics under 'train/'.
+
+        Args:
+          stage: of the last step.
+          curriculum: of the run, for the time to go.
+          batch_size: examples in one optimizer step.
+        """
+        self.stopwatch.charge("train")
+        spent = self.stopwatch.since(self._reported_seconds)
+        self._reported_seconds = dict(self.stopwatch.seconds)
+        running = max(spent["input"] + spent["train"], 1e-9)
+        images_per_second = (len(self.unreported) - self._num_restored) * batch_size / running
+        names = self.unreported[0]
+        means = {name: sum(metrics[name] for metrics in self.unreported) / len(self.unreported) for name in names}
+        means["learning_rate"] = self.unreported[-1]["learning_rate"]
+        self.unreported, self._num_restored = [], 0
         per_device = images_per_second / jax.device_count()
-        share = waiting / max(running, 1e-9)
-        eta = self._pixels_to_go(step) / (stage.image_size**2 * images_per_second)
+        input_wait = spent["input"] / running
+        eta = _pixels_to_go(curriculum, self.step, batch_size) / (stage.image_size**2 * images_per_second)
         log(
-            f"step {step}/{self._curriculum.total_steps} stage {stage.index + 1}/{len(self._curriculum.stages)} "
+            f"step {self.step}/{curriculum.total_steps} stage {stage.index + 1}/{len(curriculum.stages)} "
             f"{stage.image_size} px | loss {means['loss']:.4f} accuracy {means['accuracy']:.1%} "
-            f"lr {means['learning_rate']:.3g} | {per_device:.1f} img/s/device, input wait {share:.0%} | "
+            f"lr {means['learning_rate']:.3g} | {per_device:.1f} img/s/device, input wait {input_wait:.0%} | "
             f"ETA {clock(eta)}"
         )
-        extra = {"images_per_second_per_device": per_device, "input_wait_share": share, "image_size": stage.image_size}
+        means |= {
+            "images_per_second_per_device": per_device,
+            "input_wait_share": input_wait,
+            "image_size": stage.image_size,
+        }
         host = memory_mib() | {"devices": jax.device_count()}
         return (
-            {f"train/{name}": value for name, value in (means | extra).items()}
+            {f"train/{name}": value for name, value in means.items()}
             | {f"host/{name}": value for name, value in host.items()}
-            | self._stopwatch.scalars()
-        )
-
-    def _pixels_to_go(self, step: int) -> float:
-        """Pixels still to train on: an image's cost goes with its area, so that the ETA holds across stages."""
-        return sum(
-            max(stage.end_step - max(step, stage.start_step), 0) * self._batch_size * stage.image_size**2
-            for stage in self._curriculum.stages
+            | self.stopwatch.scalars()
         )
 
 
-def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
-    """Says what is about to run."""
-    own = " with its own blocks" if config.model.blocks else ""
-    log(
-        f"{config.model.variant}{own}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
-        f"{len(sources.train):,} training and {len(sources.evaluation):,} evaluation examples "
-        f"in {sources.num_classes} classes; "
-        f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "
-        f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
+def _pixels_to_go(curriculum: Curriculum, step: int, batch_size: int) -> float:
+    """Pixels still to train on: an image costs as much as its area, so that the ETA holds across stages."""
+    return sum(
+        max(stage.end_step - max(step, stage.start_step), 0) * batch_size * stage.image_size**2
+        for stage in curriculum.stages
     )
-    for warning in warnings_of(config, curriculum.total_steps, len(sources.train)):
-        log(f"WARNING: {warning}")
 
 
 def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list[str]:
@@ -130,6 +164,12 @@ def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list
             "are in it more than once"
         )
     return warnings
+
+
+def stage_waits(stage: Stage, seconds: dict[str, float]) -> dict[str, float]:
+    """The metrics of a stage's start: seconds spent on compilation and on the first batch."""
+    waits = {f"stage/{cause}_wait_seconds": seconds[cause] for cause in ("compile", "input")}
+    return waits | {"stage/number": stage.index + 1, "stage/image_size": stage.image_size}
 
 
 def describe_results(results: Results) -> str:

@@ -15,10 +15,10 @@ from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError, one_line
 from effv2_jax.evaluate import confidence_interval
 from effv2_jax.files import is_remote
+from effv2_jax.monitoring.description import CONFIG_FILE
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.monitoring.progress import flatten_results
 from effv2_jax.monitoring.stopwatch import clock
-from effv2_jax.train import CONFIG_FILE
 
 Record = dict[str, Any]  # of the metrics file
 

@@ -51,7 +51,7 @@ class Compiler:
         self._config = config
         self._curriculum = curriculum
         self._mesh = mesh
-        self._log = log
+        self.log = log
         self._model = functools.partial(make_model, config, num_classes, mesh.devices.flat[0].platform)
         self._schedule = make_schedule(config, num_examples=num_examples, total_steps=curriculum.total_steps)
         variables = jax.eval_shape(lambda: step_lib.initial_variables(self._model(), config.seed))
@@ -149,7 +149,7 @@ class Compiler:
     def _compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
         start = time.perf_counter()
         executable = lower().compile()
-        self._log(f"compiled {name} in {time.perf_counter() - start:.1f} s")
+        self.log(f"compiled {name} in {time.perf_counter() - start:.1f} s")
         return executable
 
 

@@ -159,3 +159,8 @@ def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -
     if outcome != "done":
         raise Unavailable(f"process 0 failed at '{name}'; its log says why")
     return None
+
+
+def this_process() -> dict[str, int]:
+    """{'process_index', 'process_count'}, as input pipelines take them."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

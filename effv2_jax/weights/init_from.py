@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from effv2_jax.errors import UserError
+from effv2_jax.experiment import Experiment
 from effv2_jax.learning.step import TrainState
 from effv2_jax.network.model import make_model
 from effv2_jax.weights import Bundle, read_weights
@@ -17,6 +18,14 @@ from effv2_jax.weights.bundle import flatten, unflatten
 
 CLASSIFIER = "params/classifier/"
 Arrays = dict[str, np.ndarray]  # by path, such as 'batch_stats/stem_bn/mean'
+
+
+def read_initial_weights(experiment: Experiment, log: Callable[[str], None]) -> Arrays:
+    """`arrays_to_start_from` of an experiment; {} where its config names no weights."""
+    if not experiment.config.init_from:
+        return {}
+    shapes, class_names = experiment.compiler.abstract_state, experiment.sources.class_names
+    return arrays_to_start_from(experiment.config, shapes, class_names, log)
 
 
 def arrays_to_start_from(

@@ -18,12 +18,13 @@ from tiny import tiny_config
 
 from effv2_jax.config import to_dict
 from effv2_jax.data.sources.folder import Folder
+from effv2_jax.monitoring.description import CONFIG_FILE
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 from effv2_jax.report import page
 from effv2_jax.report.charts import thin
 from effv2_jax.report.confusion import Predictions, one_label, predict_run
 from effv2_jax.runtime.lock import exclusive
-from effv2_jax.train import CONFIG_FILE, train
+from effv2_jax.train import train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ALONE = ("meta", "br", "img", "path", "use")  # elements that need no end
