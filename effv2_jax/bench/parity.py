@@ -253,30 +253,40 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return text
 
 
-PAGE = """# Parity
+PAGE = """# Check the network against Keras, timm and torchvision
 
-The network against those that others wrote, on the CPU in float32 ({versions}).
-This page is what this command prints:
+With the same weights our networks give the same outputs as those of Keras, timm and torchvision, up to
+float32 rounding. Measured on the CPU in float32
+({versions}).
 
 ```sh
 effv2 bench parity --page
 ```
 
-Both networks get the same two random images and the same random weights, with scales, shifts and statistics of every
-batch norm away from 1 and 0. The numbers are largest differences, relative to the largest value: of the logits, and of
-whichever of stem, blocks, head, pooled features and logits differs most, with its name. timm's are its `tf_` networks;
-torchvision's are ours with its padding and epsilon ([what no array tells](weights.md#what-no-array-tells)). V1's B3 is
-`efficientnet-b3-original`.
+This command prints this page. It needs all three libraries (`make peers`).
+
+## Inference
+
+Both networks get the same two random images and the same random weights, in which the scales, shifts and
+statistics of every batch norm differ from 1 and 0. The table shows the largest difference relative to the
+largest value. *Logits* compares the logits. *Any output* compares stem, blocks, head, pooled features and
+logits, and names the one that differs most.
+
+timm's networks are its `tf_` ones. Against torchvision, ours use its padding and epsilon
+([why](weights.md#what-the-arrays-do-not-record)). V1's B3 is `efficientnet-b3-original`. A dash means that
+the library does not have the network.
 
 {table}
 """
 TRAINING = """
 ## Training
 
-One batch of {batch} images of {size} px in training mode, dropout and stochastic depth off: the relative
-difference of the cross-entropy, and the largest of any parameter's gradient and of any batch norm's mean or variance,
-by norms. A gradient that is zero but for rounding, of a shift that a later batch norm takes away, counts as a hundredth
-of their root mean square.
+One batch of {batch} images of {size} px in training mode, without dropout and stochastic depth. *Loss* is the
+relative difference of the cross-entropy. *Any gradient* and *any statistic* are the largest relative
+differences, by norms, of any parameter's gradient and of any batch norm's mean or variance.
+
+If a later batch norm removes a shift, the gradient of that shift is zero up to rounding. Therefore no norm
+counts as smaller than a hundredth of the root mean square of all norms.
 
 {table}
 """
