@@ -23,8 +23,8 @@ def main() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
     import jax
-    from effv2_jax.cli.load_config import load_config
 
+    from effv2_jax.cli.load_config import load_config
     from effv2_jax.curriculum import make_curriculum
     from effv2_jax.errors import UserError
     from effv2_jax.learning.step import check_batch

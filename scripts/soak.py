@@ -28,7 +28,6 @@ def main() -> None:
     shutil.rmtree(args.workdir, ignore_errors=True)
 
     from effv2_jax.cli.load_config import load_config
-
     from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
     from effv2_jax.train import train
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from effv2_jax import train
 from effv2_jax.checkpoints.manager import Checkpoints
-from effv2_jax.cli.main import main as cli
+from effv2_jax.cli.main import entry
 from effv2_jax.runtime.preemption import Preemption
 
 
@@ -57,7 +57,7 @@ def main():
     train.put_batch, Checkpoints.save, Checkpoints.restore = recording_put_batch, recording_save, recording_restore
     Preemption.reached = lambda self: made == int(stop)
     sys.argv = ["effv2", *arguments]
-    cli.entry()
+    entry()
 
 
 if __name__ == "__main__":

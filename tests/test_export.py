@@ -143,7 +143,7 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
         (weights, tmp_path / "no" / "net.stablehlo"): "there is no folder",
         (weights, tmp_path / "net.stablehlo", "--image_size=8"): "is too small",
         (weights, tmp_path / "net.stablehlo", "--compare", tmp_path / "absent.jpg"): "there is no image or folder",
-        (weights, tmp_path / "net.stablehlo", "--compare", weights): "is no readable image",
+        (weights, tmp_path / "net.stablehlo", "--compare", weights): "is not a readable image",
         (headless, tmp_path / "net.stablehlo"): "have no classifier, and so no logits; export features",
     }.items():
         code, _, err = effv2("export", *arguments)

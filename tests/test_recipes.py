@@ -6,9 +6,9 @@ import ilsvrc
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from effv2_jax.cli.load_config import load_config
 from launching import ROOT
 
+from effv2_jax.cli.load_config import load_config
 from effv2_jax.data.preparation.imagenet_facts import imagenet21k
 from effv2_jax.data.preparation.prepare import prepare_imagenet
 from effv2_jax.data.sources import make_sources

@@ -33,10 +33,10 @@ def memory_mib() -> dict[str, float]:
 
 
 def use_huge_pages() -> None:
-    """Begins this process again with an allocator that asks for huge pages; the first thing that a command does.
+    """Restarts this process with an allocator that asks for huge pages; a command calls it before its work.
 
-    A step of XLA's CPU backend allocates all it needs anew, and page by page that costs a third of it. glibc takes the
-    wish at the start of a process alone. Nothing happens where the user has set GLIBC_TUNABLES, or without glibc.
+    A step of XLA's CPU backend allocates all its memory anew, and page by page that costs a third of its time. glibc
+    reads the setting only when a process starts. Nothing happens if the user has set GLIBC_TUNABLES, or without glibc.
     """
     if "GLIBC_TUNABLES" not in os.environ and platform.libc_ver()[0] == "glibc":
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

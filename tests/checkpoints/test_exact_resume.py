@@ -5,13 +5,13 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from effv2_jax.cli.load_config import load_config
 from launching import ROOT
 from pictures_folder import write_photos
 from tiny import SMALL, tiny_config, to_host
 
 from effv2_jax import train as train_lib
 from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
+from effv2_jax.cli.load_config import load_config
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Preempted

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from effv2_jax.cli.load_config import load_config
 from launching import ROOT
 from ml_collections import ConfigDict
 
+from effv2_jax.cli.load_config import load_config
 from effv2_jax.config import defaults, duration, flat_lines, from_dict, parse_argument, to_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from effv2_jax.cli.load_config import load_config
 from ml_collections import ConfigDict
 
+from effv2_jax.cli.load_config import load_config
 from effv2_jax.config import UNITS, defaults, flatten
 from effv2_jax.config.validate import check_ranges
 from effv2_jax.errors import UserError

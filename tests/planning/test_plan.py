@@ -132,7 +132,7 @@ def test_mistakes(effv2, tmp_path):
         (("--topology=v5e:2x2", "--images_per_core=9"), "--images_per_core=9 must be 2 rates above 0"),
         (("--topology=v5e:2x2", "--images_per_core=9,0"), "--images_per_core=9,0 must be 2 rates above 0"),
         (("--topology=v5e",), "must be VERSION:SHAPE"),
-        (("--topology=v5e:4x4", "--config.data.num_examples=0"), "--config.data.num_examples=N tells it"),
+        (("--topology=v5e:4x4", "--config.data.num_examples=0"), "pass --config.data.num_examples=N"),
     ):
         code, _, err = effv2("plan", *SMALL, *arguments)
         assert code == 2 and message in err

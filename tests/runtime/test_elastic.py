@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from effv2_jax.cli.load_config import load_config
 from elastic_driver import examples
 from launching import ROOT, command, free_port
 
+from effv2_jax.cli.load_config import load_config
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.pipeline import train_batches
 from effv2_jax.data.sources import make_sources

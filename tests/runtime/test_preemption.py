@@ -133,9 +133,9 @@ def test_a_process_that_does_not_come_is_named_with_advice(tmp_path, present, mi
 
 MEET = """
 import json, sys, time
-from effv2_jax.cli import _leave
+from effv2_jax.cli.main import shut_down
 from effv2_jax.errors import Unavailable, UserError
-from effv2_jax.mesh import initialize_processes, on_first_process, wait_for_all
+from effv2_jax.runtime.processes import initialize_processes, on_first_process, wait_for_all
 
 process = int(sys.argv[2])
 initialize_processes(sys.argv[1], 2, process)
@@ -168,7 +168,7 @@ else:
     report.append(told(on_first_process, "nap", lambda: None, 1))
 wait_for_all("the end", 60)
 print(json.dumps(report), flush=True)
-_leave(0)
+shut_down(0)
 """
 
 

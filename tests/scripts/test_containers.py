@@ -6,9 +6,9 @@ import shlex
 
 import pytest
 import yaml
-from effv2_jax.cli.parser import make_parser
 from launching import ROOT
 
+from effv2_jax.cli.parser import make_parser
 from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED
 from effv2_jax.runtime.processes import ADVICE
 

@@ -48,7 +48,7 @@ sys.argv.remove("--distributed")
 port = (pathlib.Path(os.environ["FAKE_CLOUD"]) / "port").read_text()
 sys.argv += [f"--coordinator=localhost:{{port}}", "--num_processes=2", "--process_id=" + os.environ["FAKE_WORKER"]]
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-from effv2_jax.cli import entry
+from effv2_jax.cli.main import entry
 entry()
 """
 TRAIN = ["--", "effv2", "train", "--config=configs/digits.py", "--workdir=gs://BUCKET/run"]

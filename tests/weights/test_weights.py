@@ -111,7 +111,7 @@ def test_what_a_foreign_format_does_not_tell_is_said(effv2, b0, tmp_path):
     own = dataclasses.replace(b0, preprocess=Preprocess(96, "squash", "bilinear", "unit"))
     write_weights(own, tmp_path / "own.safetensors")
     code, _, err = effv2("convert", tmp_path / "own.safetensors", tmp_path / "t.safetensors", "--format=timm")
-    assert code == 0 and "does not tell its preprocessing (image_size 96, crop squash" in err and "unit)" in err
+    assert code == 0 and "does not store its preprocessing (image_size 96, crop squash" in err and "unit)" in err
     code, _, err = effv2("convert", tmp_path / "own.safetensors", tmp_path / "o.safetensors")
     assert code == 0 and not err
 

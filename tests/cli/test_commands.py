@@ -1,13 +1,12 @@
-"""The command line as a user meets it."""
+"""What the commands print and refuse, as a user meets it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launching import EFFV2, ROOT, command
+from launching import ROOT, command
 
 
 def test_models(effv2):
@@ -46,38 +45,19 @@ def test_config_prints_what_an_override_made(effv2):
     assert json.loads(out)["data"]["source"] == "digits"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("train", "--config=configs/digits.py:x", "--workdir=W"), "config argument 'x' is unknown"),
-        (("train", "--config=configs/folder.py", "--workdir=W"), "config.data.name='PHOTOS' is no folder of images"),
-        (("train", "--config=configs/digits.py", "--workdir=W", "--config.ema.decai=1"), "did you mean ema.decay?"),
-        (("config", "--config=configs/folder.py:s,size=-3"), "configs/folder.py: size=-3 is too small"),
-        (("config", "--config=configs/finetune.py:s,size=8"), "configs/finetune.py: size=8 is too small"),
-        (("config", "--config=configs/transfer.py:cars,size=8"), "configs/transfer.py: size=8 is too small"),
-        (("config", "--config=configs/digits.py", "--config.optimiser.name=adamw"), "did you mean optimizer.name?"),
-        (
-            ("train", "--config=configs/digits.py", "--workdir=W", "--config.total_steps=2"),
-            "stage 1 has no step: the run has 2 steps",
-        ),
-        (
-            ("train", "--config=configs/digits.py", "--workdir=W", "--config.data.augmentation=no"),
-            "did you mean 'none'",
-        ),
-        (("train", "--config=configs/digits.py", "--workdir=W", "--config.data.interpolation=b"), "known: bilinear"),
-        (("evaluate", "--workdir=W"), "holds no training run"),
-        (("models", "--config.seed=1"), "'effv2 models' takes no config"),
-        (("evaluate", "--workdir=W", "--config.seed=1"), "--config.seed=1 was given without --config"),
-        (("train", "--config=configs/digits.py"), "required: --workdir"),
-        (("trian",), "invalid choice: 'trian'"),
-    ],
-)
-def test_a_mistake_is_a_sentence_and_exit_code_2(effv2, tmp_path, arguments, message):
-    workdir = tmp_path / "work"
-    code, _, err = effv2(*(argument.replace("=W", f"={workdir}") for argument in arguments))
+@pytest.mark.parametrize(("arguments", "profile"), [(["--profile=0,3"], {"profile": (0, 3)}), ([], {})])
+def test_train_passes_the_steps_to_profile(effv2, tmp_path, monkeypatch, arguments, profile):
+    calls = []
+    monkeypatch.setattr("effv2_jax.train.train", lambda config, workdir, **options: calls.append(options))
+    assert effv2("train", "--config=configs/digits.py", f"--workdir={tmp_path}", *arguments)[0] == 0
+    assert calls == [{"force": False, "wandb_project": None, **profile}]
+
+
+@pytest.mark.parametrize("value", ["3", "3,0", "-1,2", "1,2,3", "1.5,2", ",2", ""])
+def test_train_refuses_other_steps_to_profile(effv2, tmp_path, value):
+    code, _, err = effv2("train", "--config=configs/digits.py", f"--workdir={tmp_path}", f"--profile={value}")
     assert code == 2
-    assert message in err and "Traceback" not in err
-    assert not workdir.exists()
+    assert f"argument --profile: '{value}' must be STEP,STEPS, a step of at least 0 and a number of steps" in err
 
 
 @pytest.mark.parametrize(
@@ -113,32 +93,3 @@ def test_another_config_in_a_workdir_lists_what_differs_and_can_be_forced(effv2,
     assert "going on from step 6 of 8" in out and "result at step 8" in out
     code, _, err = effv2(*words, "--config.seed=5", "--config.total_steps=7", "--force")
     assert code == 2 and "is at step 8, beyond the 7 of this config" in err
-
-
-def test_models_through_the_installed_command_and_a_closed_pipe():
-    effv2 = Path(sys.executable).with_name("effv2")
-    run = subprocess.run(f"{effv2} models | head -1", shell=True, capture_output=True, text=True)
-    assert run.stdout.strip() and not run.stderr
-
-
-def test_a_reader_that_closes_the_pipe_early_gets_no_traceback():
-    read, write = os.pipe()
-    os.close(read)
-    words = [sys.executable, "-c", "from effv2_jax.cli.main import entry; entry()", "models"]
-    process = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-
-
-@pytest.mark.parametrize("within_import", [True, False])
-def test_ctrl_c_is_one_sentence_also_where_a_library_swallows_it(tmp_path, within_import):
-    swallow = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
-    raise_ = "import signal\ndef get_config(argument=None):\n    signal.raise_signal(signal.SIGINT)\n"
-    config = tmp_path / "config.py"
-    config.write_text(swallow + "from configs.digits import get_config\n" if within_import else raise_)
-    # Where the tests run in the background, SIGINT is ignored, and what they start inherits that.
-    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    words = [sys.executable, "-c", heed, EFFV2, "config", f"--config={config}"]
-    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (130, "")
-    assert run.stderr.startswith("effv2: interrupted; ") and run.stderr.count("\n") == 1
