@@ -1,4 +1,4 @@
-"""Every recipe: its steps by shape, its data from generated files of the true TFDS builders; five recipes also train."""
+"""Every recipe: its steps by shape, its data from files of the true TFDS builders; five recipes also train."""
 
 import dataclasses
 
