@@ -19,7 +19,7 @@ from effv2_jax.errors import UserError
 from effv2_jax.evaluate import confidence_interval
 from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights import Bundle, read_weights, write_weights
-from effv2_jax.weights.bundle import unflatten
+from effv2_jax.weights.bundle import unflatten_arrays
 from effv2_jax.weights.mapping import entries
 from effv2_jax.weights.preprocess import Preprocess
 from effv2_jax.weights.relabel import with_labels_of
@@ -34,7 +34,11 @@ def weights(tmp_path_factory):
     arrays["params/classifier/kernel"][:] = 0
     arrays["params/classifier/bias"][:] = np.log([0.2, 0.7, 0.1])
     bundle = Bundle(
-        network, 3, {"raw": unflatten(arrays)}, Preprocess(32, "squash", "bilinear", "unit"), ("ant", "bee", "cat")
+        network,
+        3,
+        {"raw": unflatten_arrays(arrays)},
+        Preprocess(32, "squash", "bilinear", "unit"),
+        ("ant", "bee", "cat"),
     )
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     write_weights(bundle, path)

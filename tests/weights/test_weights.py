@@ -28,12 +28,12 @@ from effv2_jax.errors import UserError
 from effv2_jax.network.architecture import get_architecture, names
 from effv2_jax.weights import Bundle, read_weights, write_weights
 from effv2_jax.weights.bundle import (
-    flatten,
+    flatten_arrays,
     foreign_bundle,
     imagenet_class_names,
     released_preprocess,
     to_metadata,
-    unflatten,
+    unflatten_arrays,
 )
 from effv2_jax.weights.mapping import entries
 from effv2_jax.weights.preprocess import Preprocess
@@ -48,7 +48,7 @@ def random_bundle(architecture, num_classes, seed=0):
         entry.path: rng.uniform(0.5, 1.5, entry.shape).astype(np.float32)
         for entry in entries(architecture, num_classes, "effv2")
     }
-    return Bundle(architecture, num_classes, {"raw": unflatten(arrays)}, released_preprocess(architecture))
+    return Bundle(architecture, num_classes, {"raw": unflatten_arrays(arrays)}, released_preprocess(architecture))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def written(b0, tmp_path_factory):
 
 
 def assert_equal(one, other):
-    one, other = flatten(one), flatten(other)
+    one, other = flatten_arrays(one), flatten_arrays(other)
     assert one.keys() == other.keys()
     for path, array in one.items():
         np.testing.assert_array_equal(array, other[path], err_msg=path)
@@ -103,7 +103,7 @@ def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
     with pytest.raises(UserError, match="timm has no network with a network of family 'fused-placement' and symmetric"):
         write_weights(bundle, tmp_path / "timm.safetensors", "timm")
     thin = random_bundle(get_architecture("efficientnetv2-b0", width=0.5), 2)
-    with pytest.raises(UserError, match="keras has no network with blocks or widths of your own"):
+    with pytest.raises(UserError, match="keras has no network with custom blocks or widths"):
         write_weights(thin, tmp_path / "thin.weights.h5")
 
 
@@ -208,7 +208,7 @@ def write_automl(prefix, bundle, *, averages=True):
     """A TensorFlow checkpoint as google/automl's main.py writes it: values, averages, slots and the step."""
     import tensorflow as tf
 
-    flat = flatten(bundle.variables)
+    flat = flatten_arrays(bundle.variables)
     arrays = {"global_step": np.int64(7)}
     for entry in entries(bundle.architecture, bundle.num_classes, "automl"):
         value = entry.to_foreign(flat[entry.path])
@@ -329,19 +329,19 @@ def hostile_files(folder, written):
                 group.create_dataset("0", (3, 3, 3, 32), "S3000000")
     (folder / "cut.index").write_bytes(b"nothing")
     return {
-        "cut.safetensors": "damaged or cut short",
-        "huge_header.safetensors": "damaged or cut short",
-        "huge_array.safetensors": "damaged or cut short",
-        "external.weights.h5": "lies in another file",
-        "linked.weights.h5": "lies in another file",
+        "cut.safetensors": "damaged or truncated",
+        "huge_header.safetensors": "damaged or truncated",
+        "huge_array.safetensors": "damaged or truncated",
+        "external.weights.h5": "is stored in another file",
+        "linked.weights.h5": "is stored in another file",
         "strings.weights.h5": "is |S3000000, not floating-point",
-        "cut.weights.h5": "damaged or cut short",
-        "renamed.weights.h5": "is no file of weights",
-        "empty.safetensors": "is no file of weights (empty)",
+        "cut.weights.h5": "damaged or truncated",
+        "renamed.weights.h5": "is not a file of weights (unknown content)",
+        "empty.safetensors": "is not a file of weights (empty)",
         "packed.tgz": "unpack it first",
         "bomb.keras": "would unpack to 200,000,000 bytes",
         "huge.weights.h5": "claims 1 arrays of 1,152,921,504,606,846,976 values",
-        "cut.index": "damaged or cut short",
+        "cut.index": "damaged or truncated",
         "absent.pth": "cannot be read: No such file",
     }
 
@@ -356,19 +356,19 @@ def test_damaged_and_hostile_files_are_refused_in_a_sentence(effv2, written, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": float("inf")}, "garbles"),
-        ({"num_classes": -5}, "numbers that no network has"),
-        ({"architecture.blocks": []}, "numbers that no network has"),
-        ({"architecture.blocks.0.kind": "foo"}, "'foo' in its description is none of mbconv, fused"),
-        ({"architecture.blocks.0.stride": 0}, "'0' in its description is none of 1, 2"),
-        ({"architecture.blocks.0.se_ratio": float("nan")}, "numbers that no network has"),
-        ({"architecture.blocks.0.output_filters": 2**40}, "numbers that no network has"),
-        ({"preprocess.image_size": 0}, "numbers that no network has"),
-        ({"preprocess.image_size": 10**6}, "numbers that no network has"),
-        ({"preprocess.crop": "none"}, "'none' in its description is none of"),
+        ({"num_classes": float("inf")}, "lacks a field or holds an invalid one"),
+        ({"num_classes": -5}, "numbers that are out of range"),
+        ({"architecture.blocks": []}, "numbers that are out of range"),
+        ({"architecture.blocks.0.kind": "foo"}, "its metadata holds 'foo' instead of one of mbconv, fused"),
+        ({"architecture.blocks.0.stride": 0}, "its metadata holds '0' instead of one of 1, 2"),
+        ({"architecture.blocks.0.se_ratio": float("nan")}, "numbers that are out of range"),
+        ({"architecture.blocks.0.output_filters": 2**40}, "numbers that are out of range"),
+        ({"preprocess.image_size": 0}, "numbers that are out of range"),
+        ({"preprocess.image_size": 10**6}, "numbers that are out of range"),
+        ({"preprocess.crop": "none"}, "its metadata holds 'none' instead of one of"),
         ({"class_names": ["\x1b[2J"] * 10}, "control characters"),
-        ({"class_names": ["a"]}, "it names 1 of 10 classes"),
-        ({"format": 99}, "it is of format 99"),
+        ({"class_names": ["a"]}, "its metadata names 1 of 10 classes"),
+        ({"format": 99}, "its format version is 99"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(effv2, b0, tmp_path, changes, message):
@@ -379,7 +379,7 @@ def test_a_description_that_cannot_be_is_refused(effv2, b0, tmp_path, changes, m
         for parent in parents:
             place = place[int(parent) if parent.isdigit() else parent]
         place[last] = value
-    arrays = {path: np.asarray(value) for path, value in flatten(b0.variables).items()}
+    arrays = {path: np.asarray(value) for path, value in flatten_arrays(b0.variables).items()}
     save_file(arrays, tmp_path / "w.safetensors", {"effv2_jax": json.dumps(values)})
     code, _, err = effv2("convert", tmp_path / "w.safetensors", tmp_path / "x.safetensors")
     assert code == 2 and message in err
@@ -432,7 +432,7 @@ def test_dictionaries_of_training_scripts(tmp_path, b0, written):
         assert_equal(read_weights(tmp_path / f"{number}.pth").variables, b0.variables)
     for saved, message in (
         ({name: value.to(torch.int32) for name, value in state.items()}, "is int32, not floating-point"),
-        ({0: torch.zeros(1)}, "holds no dictionary of tensors"),
+        ({0: torch.zeros(1)}, "instead of a dictionary of tensors"),
     ):
         torch.save(saved, tmp_path / "bad.pth")
         with pytest.raises(UserError, match=message):
@@ -468,10 +468,10 @@ def test_a_pickle_runs_no_code(effv2, tmp_path):
             bomb.writestr(item.filename, source.read(item) + bytes(10_000_000))
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     for name, message in {
-        "evil.pth": "it was not loaded",
-        "legacy.pth": "it was not loaded",
+        "evil.pth": "so it was not loaded",
+        "legacy.pth": "so it was not loaded",
         "bomb.pth": "is compressed",
-        "tensor.pth": "holds no dictionary of tensors, but a Tensor",
+        "tensor.pth": "contains a Tensor instead of a dictionary of tensors",
     }.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

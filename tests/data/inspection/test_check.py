@@ -138,7 +138,7 @@ def test_the_command_on_a_folder(effv2, photos):
     assert ["train", "5", "2", "2", "2.5", "3", "24", "120", "120", "32", "160", "160", "20.0%", "0"] in lines
     assert ["total", "5"] in lines and ["a", "3"] in lines
     assert f"  {photos}/test/b/broken.jpg: not an image, or a damaged header" in out
-    assert "the same bytes in two splits: 1\n" in out and "(b and a: the labels differ; " in out
+    assert "identical bytes in two splits: 1\n" in out and "(b and a: the labels differ; " in out
     code, out, _ = effv2("data", "check", photos, "--json", "--near=0")
     results = json.loads(out)
     assert code == 66 and len(results["equal"]) == 1 and not results["near"]
@@ -310,7 +310,7 @@ def test_randaugment_and_cutmix_are_in_the_titles(photos):
     assert rows[0].title == "stage 1: 16 px, no RandAugment (autoaugment), mixup 0, cutmix 0"
     with pytest.raises(UserError, match=r"--photos=6 must be a multiple of 4"):
         stage_rows(config, make_curriculum(config, len(source)), source, 6)
-    with pytest.raises(UserError, match=r"has 5 readable photos, fewer than --photos=8"):
+    with pytest.raises(UserError, match=r"has only 5 readable photos; lower --photos=8"):
         stage_rows(config, make_curriculum(config, len(source)), source, 8)
 
 
