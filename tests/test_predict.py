@@ -187,7 +187,7 @@ def test_weights_are_evaluated_on_a_csv_by_name_and_by_number(effv2, weights, li
     code, _, err = effv2(*csv_arguments(weights, write(["dog", "bee"] * 5)))
     assert code == 2 and "the data have 2 classes, the weights 3, and the weights do not know dog" in err
     code, _, err = effv2(*csv_arguments(weights, write(["dog", "1"] * 5)))
-    assert code == 2 and "are numbers and names, such as 'dog'" in err
+    assert code == 2 and "mix numbers and names, such as 'dog'" in err
     (folder / "labels.csv").write_text("name,label\nx,y\n")
     code, _, err = effv2(*csv_arguments(weights, folder))
     assert code == 2 and "has no column file in its first line" in err

@@ -1,4 +1,4 @@
-"""Sources: digits, folders and TFDS, and the mistakes that are found before training starts."""
+"""Sources of digits, folders and TFDS, and the errors that they raise before training starts."""
 
 import pickle
 import subprocess
@@ -30,7 +30,7 @@ def write_image(path, value=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two splits, two classes; some files that are no images."""
+    """Two splits with two classes each, and some files that are not images."""
     for split, count in (("train", 3), ("validation", 2)):
         for label, name in enumerate(("cat", "dog")):
             for number in range(count):
@@ -94,17 +94,17 @@ def test_holdout_is_a_share_of_each_class_and_stays_when_files_come(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fields", "message"),
     [
-        (None, {"name": "/nowhere"}, r"config\.data\.name='/nowhere' is no folder of images"),
+        (None, {"name": "/nowhere"}, r"config\.data\.name='/nowhere' is not a folder of images"),
         (
             None,
             {"evaluation_split": "test"},
-            r"no subfolder 'test' .*has train, validation; .*evaluation_split=validation",
+            r"no subfolder 'test' .*has train, validation; set --config.data.evaluation_split=validation",
         ),
         ("train/fox/x.png train/owl/x.png", {}, r"differ: only in the first: fox, owl; only in the second: none"),
         ("train/fox/x.txt validation/fox/y.txt", {}, r"no images .* in the class folders fox of '.*train'"),
-        (None, {"holdout_percent": 20.0}, r"is split already, .*holdout_percent=0 takes the splits as they are"),
+        (None, {"holdout_percent": 20.0}, r"is already split, .*holdout_percent=0 to use the existing splits"),
         (None, {"source": "foldr"}, r"config\.data\.source 'foldr' is unknown; did you mean 'folder'"),
-        (None, {"num_examples": 9}, r"num_examples is 9, but the training split holds 7"),
+        (None, {"num_examples": 9}, r"num_examples is 9, but the training split has 7"),
     ],
 )
 def test_mistakes_in_a_folder(folder, change, fields, message):
@@ -119,7 +119,7 @@ def test_mistakes_in_a_folder(folder, change, fields, message):
     ("percent", "message"),
     [
         (100.0, r"holdout_percent is 100\.0; it must be between 0 and 100"),
-        (0.001, r"holdout_percent=0\.001 holds no image"),
+        (0.001, r"holdout_percent=0\.001 holds out no image"),
     ],
 )
 def test_holdout_must_leave_images_on_both_sides(folder, percent, message):
