@@ -1,4 +1,4 @@
-"""Starting a run from other weights."""
+"""Initialization of a run from existing weights."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def start(state, log=lambda line: None, class_names=DIGITS, **changes):
     return to_host(start_from(state, arrays_to_start_from(tiny_config(**changes), state, class_names, log)))
 
 
-def test_a_run_gives_its_best_averages_and_its_classes(run):
+def test_reading_a_run_gives_its_best_averages_and_its_classes(run):
     bundle = read_weights(run)
     assert bundle.class_names == tuple("0123456789") and bundle.preprocess.image_size == 32
     assert bundle.sets.keys() == {"raw", "ema"} and bundle.variables is bundle.sets["ema"]
@@ -65,7 +65,7 @@ def test_parameters_statistics_and_averages_start_from_the_weights(fresh, weight
     assert int(state.step) == 0
 
 
-def test_a_pattern_chooses(fresh, weights):
+def test_a_pattern_selects_arrays(fresh, weights):
     before = flatten_arrays(to_host(fresh.variables))
     state = start(fresh, init_from=str(weights), init_pattern="stem")
     changed = {
@@ -78,7 +78,7 @@ def test_a_pattern_chooses(fresh, weights):
         start(fresh, init_from=str(weights), init_pattern="(")
 
 
-def test_a_head_of_other_classes_stays_fresh(fresh, weights, tmp_path):
+def test_a_classifier_of_other_classes_is_not_loaded(fresh, weights, tmp_path):
     import dataclasses
 
     bundle = read_weights(weights)
@@ -103,14 +103,14 @@ def test_a_head_of_other_classes_stays_fresh(fresh, weights, tmp_path):
     assert f"ignored in the file: {heads}" in lines[0]
 
 
-def test_as_many_classes_in_another_order_leave_the_head_fresh(fresh, weights):
+def test_the_same_classes_in_another_order_are_not_loaded(fresh, weights):
     lines = []
     state = start(fresh, lines.append, class_names=DIGITS[::-1], init_from=str(weights))
     np.testing.assert_array_equal(state.params["classifier"]["kernel"], fresh.params["classifier"]["kernel"])
     assert "ignored in the file: params/classifier/bias, params/classifier/kernel" in lines[0]
     with pytest.raises(UserError, match=r"leaves nothing of .* to load, because its classes differ"):
         start(fresh, class_names=DIGITS[::-1], init_from=str(weights), init_pattern="classifier")
-    # Other words for the same: nothing tells them apart.
+    # No shared names: they may be other words for the same classes, so the classifier is loaded.
     state = start(fresh, class_names=tuple("abcdefghij"), init_from=str(weights))
     assert not np.array_equal(state.params["classifier"]["kernel"], fresh.params["classifier"]["kernel"])
 
@@ -129,7 +129,7 @@ def test_a_deeper_network_or_other_strides_are_another_network(weights):
         assert arrays_to_start_from(config, state, DIGITS, lambda line: None)
 
 
-def test_another_network_is_one_error_that_lists_all(fresh, weights, tmp_path):
+def test_another_network_is_one_error_that_lists_all_differences(fresh, weights, tmp_path):
     with pytest.raises(UserError, match=r"its batch-norm epsilon is 0.001: set --config.batch_norm.epsilon=0.001"):
         start(fresh, init_from=str(weights), batch_norm__epsilon=1e-5)
     with pytest.raises(
@@ -153,12 +153,12 @@ def test_another_network_is_one_error_that_lists_all(fresh, weights, tmp_path):
 def test_a_run_trains_on_from_the_weights_and_resumes_as_itself(run, weights, tmp_path):
     changes = {"curriculum__num_stages": 1, "curriculum__image_size": (16, 16), "optimizer__learning_rate_per_256": 0.0}
     config = tiny_config(init_from=str(weights), ema__decay=0.0, **changes)
-    (tmp_path / "work" / CHECKPOINTS).mkdir(parents=True)  # as a run leaves it that died before its first checkpoint
+    (tmp_path / "work" / CHECKPOINTS).mkdir(parents=True)  # the state of a run that died before its first checkpoint
     train(config, tmp_path / "work")
     state = read_weights(tmp_path / "work").variables
     expected = read_weights(weights).variables
     np.testing.assert_array_equal(state["params"]["stem_conv"]["kernel"], expected["params"]["stem_conv"]["kernel"])
-    # Its own checkpoint goes before the weights, which need not be there any more.
+    # Its own checkpoint takes precedence over the weights, which need not exist any more.
     weights.rename(weights.with_name("away.safetensors"))
     try:
         config.total_steps = 10

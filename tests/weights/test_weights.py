@@ -1,4 +1,4 @@
-"""Weights in and out of five formats."""
+"""Reading and writing of weights in five formats."""
 
 import argparse
 import dataclasses
@@ -107,7 +107,7 @@ def test_our_format_holds_any_network_with_classes_and_preprocessing(tmp_path):
         write_weights(thin, tmp_path / "thin.weights.h5")
 
 
-def test_what_a_foreign_format_does_not_tell_is_said(effv2, b0, tmp_path):
+def test_metadata_that_a_foreign_format_loses_is_reported(effv2, b0, tmp_path):
     own = dataclasses.replace(b0, preprocess=Preprocess(96, "squash", "bilinear", "unit"))
     write_weights(own, tmp_path / "own.safetensors")
     code, _, err = effv2("convert", tmp_path / "own.safetensors", tmp_path / "t.safetensors", "--format=timm")
@@ -173,7 +173,7 @@ def test_every_name_and_shape_is_timms_and_torchvisions():
     ],
 )
 def test_files_of_the_other_libraries(tmp_path, peer, variant):
-    """Their outputs are compared in test_parity.py: here their files give the weights that they hold."""
+    """The files of other libraries give the right weights; test_parity.py compares the outputs of the networks."""
     needs(peer)
     architecture = get_architecture(variant)
     variables = random_variables(architecture)
@@ -259,7 +259,7 @@ def test_load_gives_model_variables_and_preprocessing(written):
     assert jax.eval_shape(model.clone(num_classes=0).apply, variables, x).shape == (1, 1280)
 
 
-def test_convert_says_what_it_made_and_drops_the_head(effv2, written, tmp_path):
+def test_convert_describes_its_output_and_drops_the_head(effv2, written, tmp_path):
     code, out, _ = effv2("convert", written["keras"], tmp_path / "x.safetensors")
     assert code == 0 and out.startswith("weights of efficientnetv2-b0, 10 classes, 224 px: ")
     code, out, _ = effv2("convert", tmp_path / "x.safetensors", tmp_path / "y.safetensors", "--head=drop")
@@ -270,7 +270,7 @@ def test_convert_says_what_it_made_and_drops_the_head(effv2, written, tmp_path):
     assert "classifier" not in read_weights(tmp_path / "y.weights.h5").variables["params"]
 
 
-def test_one_error_lists_all_that_does_not_fit(effv2, written, tmp_path):
+def test_one_error_lists_all_mismatches(effv2, written, tmp_path):
     from safetensors.numpy import load_file
 
     arrays = load_file(written["timm"])
@@ -300,7 +300,7 @@ class Code:
 
 
 def hostile_files(folder, written):
-    """name -> what its error says."""
+    """name -> a part of the error message."""
     good = written["effv2"].read_bytes()
     (folder / "cut.safetensors").write_bytes(good[: len(good) // 2])
     (folder / "huge_header.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{" * 100)
@@ -346,7 +346,7 @@ def hostile_files(folder, written):
     }
 
 
-def test_damaged_and_hostile_files_are_refused_in_a_sentence(effv2, written, tmp_path):
+def test_damaged_and_hostile_files_are_refused_in_one_sentence(effv2, written, tmp_path):
     for name, message in hostile_files(tmp_path, written).items():
         code, _, err = effv2("convert", tmp_path / name, tmp_path / "x.safetensors")
         assert code == 2 and err.startswith("effv2: error: ") and message in err, (name, err)
@@ -371,7 +371,7 @@ def test_damaged_and_hostile_files_are_refused_in_a_sentence(effv2, written, tmp
         ({"format": 99}, "its format version is 99"),
     ],
 )
-def test_a_description_that_cannot_be_is_refused(effv2, b0, tmp_path, changes, message):
+def test_invalid_metadata_is_refused(effv2, b0, tmp_path, changes, message):
     values = json.loads(to_metadata(b0))
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -385,8 +385,8 @@ def test_a_description_that_cannot_be_is_refused(effv2, b0, tmp_path, changes, m
     assert code == 2 and message in err
 
 
-def test_any_damage_is_a_sentence(effv2, tmp_path):
-    """Bytes flipped all over small files: read, or refused, and never a traceback."""
+def test_any_damage_is_reported_in_one_sentence(effv2, tmp_path):
+    """Small files with random bytes changed are read or refused, never with a traceback."""
     torch = pytest.importorskip("torch", reason="needs PyTorch: make peers")
     arrays = {"conv_stem.weight": torch.zeros(2, 2), "bn1.weight": torch.zeros(2)}
     torch.save(arrays, tmp_path / "w.pth")
@@ -440,7 +440,7 @@ def test_dictionaries_of_training_scripts(tmp_path, b0, written):
 
 
 def test_records_that_overlap_are_refused(tmp_path, written):
-    """A small file whose directory names the same bytes again and again would fill the memory."""
+    """A small file whose directory lists the same bytes many times would fill the memory."""
     pytest.importorskip("torch", reason="needs PyTorch: make peers")
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         archive.writestr("w/data.pkl", b"\x80\x02}.")
@@ -488,7 +488,7 @@ def test_a_pickle_runs_no_code(effv2, tmp_path):
         ("itself", "is the source itself"),
     ],
 )
-def test_a_destination_that_cannot_be(effv2, written, tmp_path, name, message):
+def test_invalid_destinations(effv2, written, tmp_path, name, message):
     destination = written["effv2"] if name == "itself" else tmp_path / name
     code, _, err = effv2("convert", written["effv2"], destination)
     assert code == 2 and message in err

@@ -1,4 +1,4 @@
-"""Decoding against Pillow and TensorFlow, and files that are cut short, damaged or too large."""
+"""Decoding against Pillow and TensorFlow, and files that are truncated, damaged or too large."""
 
 import io
 import struct

@@ -42,7 +42,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_digits_are_split_evenly_and_for_good():
+def test_digits_have_an_even_and_fixed_split():
     sources = make_sources(config_of(source="digits"))
     assert (len(sources.train), len(sources.evaluation), sources.num_classes) == (1442, 355, 10)
     labels = [sources.evaluation.load(index)[1] for index in range(355)]
@@ -72,7 +72,7 @@ def test_broken_file_of_a_folder_is_a_broken_image(folder):
         sources.train.load(1)
 
 
-def test_holdout_is_a_share_of_each_class_and_stays_when_files_come(tmp_path):
+def test_holdout_is_a_share_of_each_class_and_stays_when_files_are_added(tmp_path):
     for name in ("cat", "dog"):
         for number in range(100):
             write_image(tmp_path / name / f"{number}.png")
@@ -107,7 +107,7 @@ def test_holdout_is_a_share_of_each_class_and_stays_when_files_come(tmp_path):
         (None, {"num_examples": 9}, r"num_examples is 9, but the training split has 7"),
     ],
 )
-def test_mistakes_in_a_folder(folder, change, fields, message):
+def test_invalid_folders(folder, change, fields, message):
     for name in (change or "").split():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("no image")
@@ -194,7 +194,7 @@ class SeveralLabels(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": np.full((5, 7, 3), number, np.uint8), "label": list(range(number + 1))}
 
 
-def test_several_labels_an_example(tmp_path):
+def test_several_labels_per_example(tmp_path):
     SeveralLabels(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     config = config_of(source="tfds", name="several_labels", data_dir=str(tmp_path), max_labels=4)
     sources = make_sources(config)
@@ -217,7 +217,7 @@ def test_several_labels_an_example(tmp_path):
         ({"train_split": "train[8:]"}, r"split 'train\[8:\]'.* \(config\.data\.train_split\)"),
     ],
 )
-def test_mistakes_with_tfds(tfds_dir, fields, message):
+def test_invalid_data_sets_of_tfds(tfds_dir, fields, message):
     with pytest.raises(UserError, match=message):
         make_sources(config_of(**({"source": "tfds", "name": "ten_photos", "data_dir": tfds_dir} | fields)))
 
