@@ -39,7 +39,7 @@ def _members(file: IO[bytes], prefix: str, start: int) -> Iterator[Member]:
     # 'r:' refuses compression, so that tarfile skips the data of a member by a seek.
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps each header: gigabytes for millions of files
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps all headers: gigabytes
             if not member.isreg() or member.issparse():
                 continue
             name = prefix + member.name.removeprefix("./")
