@@ -1,49 +1,55 @@
-"""The exceptions that are no bugs, each with its exit code."""
+"""Exceptions that are not bugs, each with its exit code, and parts of their messages."""
 
 import contextlib
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-EXIT_MISTAKE = 2  # as argparse has it
-EXIT_UNREADABLE = 66  # EX_NOINPUT of sysexits.h: some of the images could not be read; the others were
-EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h: something that is needed is not there
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+EXIT_MISTAKE = 2  # invalid input; the code that argparse uses
+EXIT_UNREADABLE = 66  # EX_NOINPUT of sysexits.h: the command finished, but some images could not be read
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h: a required resource is not available now
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
 class UserError(Exception):
-    """A user's mistake, told in one clear sentence that says what would be right.
+    """Invalid input, reported in one sentence that says what is wrong and how to fix it.
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
 
 
 class Unavailable(Exception):
-    """Nobody's mistake, told in one sentence: another process or a file system does not answer. It may the next time.
+    """Another process or a file system does not respond; the same command may succeed later.
 
-    The command line exits with EXIT_UNAVAILABLE.
+    The command line prints one sentence and exits with EXIT_UNAVAILABLE.
     """
 
 
 class Preempted(Exception):
-    """The process was asked to leave and has saved: the same command goes on.
+    """The process was asked to stop and has saved a checkpoint; the same command resumes from it.
 
     The command line exits with EXIT_PREEMPTED.
     """
 
 
-_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_NO_WRITING_TEXTS = ("no space left", "quota exceeded", "read-only file system", "permission denied", "not permitted")
+_FULL_OR_READONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_FULL_OR_READONLY_TEXTS = (
+    "no space left",
+    "quota exceeded",
+    "read-only file system",
+    "permission denied",
+    "not permitted",
+)
 
 
 def is_disk_full_or_readonly(error: BaseException) -> bool:
-    """Whether an error says that a disk is full or a place must not be written: another try would say so again.
+    """Whether a write failed because the disk is full or the path is read-only, so that a retry would fail too.
 
-    By the number where Python raised it, else by the text, which is all that TensorStore and TensorFlow give.
+    Python's own errors carry a number. TensorStore and TensorFlow only give a text, which is searched instead.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _NO_WRITING
-    return any(text in str(error).lower() for text in _NO_WRITING_TEXTS)
+        return error.errno in _FULL_OR_READONLY
+    return any(text in str(error).lower() for text in _FULL_OR_READONLY_TEXTS)
 
 
 @contextlib.contextmanager
@@ -58,7 +64,7 @@ def disk_errors(sentence: str) -> Iterator[None]:
 
 
 def check_known(field: str, value: object, known: Iterable[str]) -> None:
-    """Raises UserError, with a suggestion, where `value` of `field` is none of `known`."""
+    """Raises UserError, with a suggestion, if `value` of `field` is not one of `known`."""
     known = list(known)
     if value not in known:
         close = difflib.get_close_matches(str(value), known, n=1)
@@ -67,6 +73,12 @@ def check_known(field: str, value: object, known: Iterable[str]) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """Another library's message for the middle of a sentence: at most `limit` characters, or the error's type."""
+    """The text of another library's error on one line of at most `limit` characters; its type if it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def join_limited(names: Sequence[str], limit: int = 5) -> str:
+    """'a, b, c and 7 more': at most `limit` names."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

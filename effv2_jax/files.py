@@ -1,4 +1,4 @@
-"""Files that appear as a whole or not at all, on a local disk or in a bucket."""
+"""Atomic writes of files, to a local disk or to a bucket."""
 
 import os
 import shutil
@@ -12,15 +12,15 @@ from effv2_jax.errors import UserError
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is in a bucket, such as gs://NAME/FOLDER, rather than in a file system of this machine."""
+    """Whether a path is in a bucket, such as gs://NAME/FOLDER, and not in a file system of this machine."""
     return "://" in os.fspath(path)
 
 
 class AtomicFile:
-    """A local file that becomes `path`, which may be remote, when the block ends without an exception.
+    """A temporary local file that replaces `path`, which may be remote, if the block ends without an exception.
 
-    On a local disk the file replaces `path` in one step, after its content has reached the disk. Otherwise it is
-    deleted, and `path` stays as it was.
+    On a local disk the file replaces `path` in one step, after its content has reached the disk. After an exception
+    the temporary file is deleted and `path` is unchanged.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -40,9 +40,9 @@ class AtomicFile:
                 part.replace(self._path)
             elif kind is None:
                 os.umask(mask := os.umask(0))
-                self._file.chmod(0o666 & ~mask)  # some libraries create files that only their owner can read
+                self._file.chmod(0o666 & ~mask)  # some libraries create files that only the owner can read
                 with open(self._file, "rb") as file:
-                    os.fsync(file.fileno())  # lost power must not leave an empty file under the name
+                    os.fsync(file.fileno())  # a power failure must not leave an empty file at `path`
                 self._file.replace(str(self._path))
         finally:
             self._file.unlink(missing_ok=True)
@@ -50,14 +50,17 @@ class AtomicFile:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def check_place(what: str, path: Path | epath.Path) -> None:
-    """Raises UserError, before the work, where `what` cannot be written because its local folder does not exist."""
+def check_place(name: str, path: Path | epath.Path) -> None:
+    """Raises UserError, before any work is done, if the local folder of the output `path` does not exist.
+
+    `name` is what the message calls the output.
+    """
     if not is_remote(path) and not path.parent.is_dir():
-        raise UserError(f"{what} cannot be written: there is no folder '{path.parent}'")
+        raise UserError(f"{name} cannot be written: there is no folder '{path.parent}'; create it first")
 
 
 def write_atomically(path: epath.PathLike, data: bytes) -> None:
-    """Writes a file as a whole or not at all, and makes its folder."""
+    """Writes a file completely or not at all; creates its folder if necessary."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with AtomicFile(path) as file:
@@ -65,6 +68,6 @@ def write_atomically(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_folder(source: Path, folder: epath.Path, last: str) -> None:
-    """Writes all files of a local folder below another; the one named `last`, which completes it, comes last."""
+    """Copies the files of a local folder to another; the file named `last`, which completes the copy, is last."""
     for path in sorted(source.iterdir(), key=lambda path: path.name == last):
         write_atomically(folder / path.name, path.read_bytes())

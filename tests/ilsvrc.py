@@ -1,4 +1,4 @@
-"""ILSVRC 2012 in small: its tars and its tree, with all that is odd about the true one."""
+"""A small ILSVRC 2012: tars and tree, with all irregularities of the real data set."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from effv2_jax.data.preparation.imagenet_facts import Published
+from effv2_jax.data.preparation.imagenet_facts import DatasetFacts
 
 SYNSETS = ("n01440764", "n01443537", "n02105855", "n13037406")
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -57,7 +57,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 
 def write_tars(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Not in the order of the names, as the true one is not.
+    # The order is not that of the names, as in the real tar.
     classes = {f"{synset}.tar": tar_of(files) for synset, files in reversed(train_files().items())}
     (folder / TRAIN).write_bytes(tar_of(classes))
     (folder / VALIDATION).write_bytes(tar_of(dict(reversed(validation_files().items()))))
@@ -74,8 +74,8 @@ def write_tree(folder: Path, by_class: bool) -> None:
         (place / name).write_bytes(data)
 
 
-def published(**changes) -> Published:
-    """The table of the small one."""
+def facts(**changes) -> DatasetFacts:
+    """The facts about the small data set."""
     tars = {f"{synset}.tar": tar_of(files) for synset, files in reversed(train_files().items())}
     fields = {
         "name": "imagenet2012",
@@ -90,4 +90,4 @@ def published(**changes) -> Published:
         "class_names": SYNSETS,
         "validation_labels": tuple(VALIDATION_LABELS),
     }
-    return Published(**fields | changes)
+    return DatasetFacts(**fields | changes)

@@ -98,10 +98,10 @@ def test_the_effv2_commands_run(tmp_path):
                 continue
             words += [*SMALL, "--config.data.num_examples=1000", "--config.global_batch_size=64"]
             words += ["--config.evaluation.batch_size=64"]
-        elif "prepare" in words and "folder" not in words:  # covered by tests/data/test_prepare.py
+        elif "prepare" in words and "folder" not in words:  # covered by tests/data/preparation
             words = [*words[:3], "folder", "--source=PHOTOS", "--out=TFDS", f"--name=small_{words[3]}"]
         elif "train" in words or "bench" in words:
-            if "tfds" in command:  # covered with generated data by tests/data/test_sources.py
+            if "tfds" in command:  # covered with generated data by tests/data/sources
                 words = [w for w in words if w != "--distributed" and not w.startswith("--config.data.")]
                 words += ["--config.data.source=folder", "--config.data.name=PHOTOS", "--config.data.train_split=train"]
                 words += ["--config.data.evaluation_split=validation"]

@@ -13,7 +13,7 @@ from effv2_jax.errors import UserError
 from effv2_jax.export import FORMATS, Program, export, open_stablehlo, write_stablehlo
 from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights import Bundle, read_weights, write_weights
-from effv2_jax.weights.bundle import unflatten
+from effv2_jax.weights.bundle import unflatten_arrays
 from effv2_jax.weights.mapping import entries
 from effv2_jax.weights.preprocess import Preprocess
 
@@ -27,7 +27,7 @@ def weights(tmp_path_factory):
     arrays = {e.path: rng.uniform(-0.5, 1, e.shape).astype(np.float32) for e in entries(network, 3, "effv2")}
     arrays |= {path: np.abs(array) + 0.5 for path, array in arrays.items() if path.endswith("/var")}
     preprocess = Preprocess(33, "squash", "bilinear", "imagenet")
-    bundle = Bundle(network, 3, {"raw": unflatten(arrays)}, preprocess, ("ant", "bee", "cat"))
+    bundle = Bundle(network, 3, {"raw": unflatten_arrays(arrays)}, preprocess, ("ant", "bee", "cat"))
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     write_weights(bundle, path)
     return path

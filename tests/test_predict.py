@@ -19,7 +19,7 @@ from effv2_jax.errors import UserError
 from effv2_jax.evaluate import confidence_interval
 from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights import Bundle, read_weights, write_weights
-from effv2_jax.weights.bundle import unflatten
+from effv2_jax.weights.bundle import unflatten_arrays
 from effv2_jax.weights.mapping import entries
 from effv2_jax.weights.preprocess import Preprocess
 from effv2_jax.weights.relabel import with_labels_of
@@ -34,7 +34,11 @@ def weights(tmp_path_factory):
     arrays["params/classifier/kernel"][:] = 0
     arrays["params/classifier/bias"][:] = np.log([0.2, 0.7, 0.1])
     bundle = Bundle(
-        network, 3, {"raw": unflatten(arrays)}, Preprocess(32, "squash", "bilinear", "unit"), ("ant", "bee", "cat")
+        network,
+        3,
+        {"raw": unflatten_arrays(arrays)},
+        Preprocess(32, "squash", "bilinear", "unit"),
+        ("ant", "bee", "cat"),
     )
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     write_weights(bundle, path)
@@ -183,7 +187,7 @@ def test_weights_are_evaluated_on_a_csv_by_name_and_by_number(effv2, weights, li
     code, _, err = effv2(*csv_arguments(weights, write(["dog", "bee"] * 5)))
     assert code == 2 and "the data have 2 classes, the weights 3, and the weights do not know dog" in err
     code, _, err = effv2(*csv_arguments(weights, write(["dog", "1"] * 5)))
-    assert code == 2 and "are numbers and names, such as 'dog'" in err
+    assert code == 2 and "mix numbers and names, such as 'dog'" in err
     (folder / "labels.csv").write_text("name,label\nx,y\n")
     code, _, err = effv2(*csv_arguments(weights, folder))
     assert code == 2 and "has no column file in its first line" in err

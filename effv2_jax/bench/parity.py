@@ -21,7 +21,7 @@ from effv2_jax.network import architecture as architectures
 from effv2_jax.network.architecture import Architecture, get_architecture
 from effv2_jax.network.layers import Residual
 from effv2_jax.runtime.isolated_process import run_isolated
-from effv2_jax.weights.bundle import Bundle, Variables, flatten, foreign_bundle, unflatten
+from effv2_jax.weights.bundle import Bundle, Variables, flatten_arrays, foreign_bundle, unflatten_arrays
 from effv2_jax.weights.mapping import entries
 
 CLASSES = 10
@@ -94,7 +94,7 @@ def random_variables(architecture: Architecture, seed: int = 0) -> Variables:
         else:
             value = rng.normal(0, np.prod(entry.shape[:-1]) ** -0.5, entry.shape)
         arrays[entry.path] = value.astype(np.float32)
-    return unflatten(arrays)
+    return unflatten_arrays(arrays)
 
 
 def compare_forward(variant: str, peers: Sequence[str], size: int | None = None) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def relative_norms(ours: Variables, theirs: Variables) -> dict[str, float]:
     Where a batch norm follows, a shift has gradient 0 but for rounding: no array counts as smaller than a hundredth of
     their root mean square.
     """
-    flat_ours, flat_theirs = flatten(ours), flatten(theirs)
+    flat_ours, flat_theirs = flatten_arrays(ours), flatten_arrays(theirs)
     norms = {path: float(np.linalg.norm(value)) for path, value in flat_theirs.items()}
     floor = 0.01 * float(np.sqrt(np.mean(np.square(list(norms.values())))))
     return {

@@ -15,7 +15,7 @@ import numpy as np
 
 from effv2_jax.errors import UserError
 from effv2_jax.network.architecture import Architecture
-from effv2_jax.weights.bundle import Variables, flatten, unflatten
+from effv2_jax.weights.bundle import Variables, flatten_arrays, unflatten_arrays
 from effv2_jax.weights.mapping import Entry, block_places, entries
 
 Outputs = dict[str, np.ndarray]
@@ -140,7 +140,7 @@ class KerasPeer:
             for layer in self.model.layers
             for number, weight in enumerate(layer.weights)
         }
-        flat = flatten(variables)
+        flat = flatten_arrays(variables)
         for entry in self.entries:
             self.by_name[entry.name].assign(entry.to_foreign(flat[entry.path]))
 
@@ -176,7 +176,7 @@ class TorchPeer:
             if isinstance(module, torch.nn.Dropout) or type(module).__name__ == "StochasticDepth":
                 module.p = 0.0
         self.entries = entries(architecture, _num_classes(variables), peer)
-        flat = flatten(variables)
+        flat = flatten_arrays(variables)
         state = {entry.name: torch.from_numpy(entry.to_foreign(flat[entry.path]).copy()) for entry in self.entries}
         missing = model.load_state_dict(state, strict=False).missing_keys
         if other := [name for name in missing if not name.endswith("num_batches_tracked")]:
@@ -251,6 +251,6 @@ def _train_step(loss: float, names: list[Entry], gradients: Outputs, statistics:
 
     def ours(collection: str, arrays: Outputs) -> Variables:
         of_it = [entry for entry in names if entry.path.startswith(f"{collection}/")]
-        return unflatten({entry.path: entry.to_ours(arrays[entry.name]) for entry in of_it})[collection]
+        return unflatten_arrays({entry.path: entry.to_ours(arrays[entry.name]) for entry in of_it})[collection]
 
     return TrainStep(loss, ours("params", gradients), ours("batch_stats", statistics))

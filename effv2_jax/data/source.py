@@ -1,37 +1,37 @@
-"""What a source of examples is: random access to images and labels."""
+"""The interface of a source of examples: random access to images and labels."""
 
 import dataclasses
 from typing import Protocol
 
 from effv2_jax.data.images.decode import Picture
 
-Label = int | tuple[int, ...]  # a tuple where examples may have several
+Label = int | tuple[int, ...]  # a tuple if an example can have several labels
 
 
 class Source(Protocol):
-    """Random access to the examples of one split; it can be pickled for worker processes."""
+    """Random access to the examples of one split. A source can be pickled and sent to worker processes."""
 
     class_names: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Tells these examples in this order from any others; wherever they are stored."""
+        """Identifies these examples in this order, independent of where they are stored."""
         ...
 
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> tuple[Picture, Label]:
-        """The image and the label; raises `decode.BrokenImage` where it cannot be read."""
+        """The image and the label; raises `decode.BrokenImage` if the image cannot be read."""
         ...
 
     def describe(self, index: int) -> str:
-        """The file or record of an example, for messages."""
+        """The file or record of an example, used in messages."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The two splits of a data set, with the same classes."""
+    """The two splits of a data set; both have the same classes."""
 
     train: Source
     evaluation: Source

@@ -1,4 +1,4 @@
-"""Weights with all that is needed to use them: the network, its classes and its preprocessing."""
+"""A bundle of weights and everything needed to use them: architecture, class names and preprocessing."""
 
 import dataclasses
 import functools
@@ -15,18 +15,18 @@ from effv2_jax.network.model import NORMALIZATIONS, EfficientNet, fast_lowering
 from effv2_jax.weights.preprocess import Preprocess
 
 FORMAT_VERSION = 1
-# More than any network has: a description beyond is damaged or hostile.
+# Larger than any real network: metadata beyond these limits is damaged or hostile.
 MAX_BLOCKS, MAX_FILTERS, MAX_CLASSES, MAX_IMAGE_SIZE = 1000, 2**16, 2**20, 4096
-Variables = dict[str, Any]  # {'params', 'batch_stats'} as `EfficientNet` takes them
+Variables = dict[str, Any]  # {'params', 'batch_stats'}, the input of `EfficientNet.apply`
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
     """A network with weights.
 
-    sets: {'raw': variables}, and 'ema', the moving averages, where both are there; or {'ema'} alone.
-    class_names: by label; () where they are not known.
-    padding, batch_norm_epsilon: as the fields of `EfficientNet`, which no array tells.
+    sets: {'raw': variables, 'ema': their moving averages}, or one of the two.
+    class_names: by label; () if unknown.
+    padding, batch_norm_epsilon: fields of `EfficientNet`, which the arrays do not determine.
     """
 
     architecture: Architecture
@@ -39,7 +39,7 @@ class Bundle:
 
     @property
     def variables(self) -> Variables:
-        """The averages where there are any."""
+        """The moving averages if present, else the raw variables."""
         return self.sets.get("ema") or self.sets["raw"]
 
     @property
@@ -57,7 +57,7 @@ class Bundle:
         return self.class_names[label] if self.class_names else f"class {label}"
 
     def without_head(self) -> "Bundle":
-        """The same without a classifier."""
+        """The bundle without its classifier."""
         sets = {
             name: variables | {"params": {k: v for k, v in variables["params"].items() if k != "classifier"}}
             for name, variables in self.sets.items()
@@ -73,13 +73,13 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def released_preprocess(architecture: Architecture) -> Preprocess:
-    """What the released weights of a variant were evaluated with (google/automl `preprocessing.py`)."""
+    """The preprocessing with which a variant's released weights were evaluated (google/automl `preprocessing.py`)."""
     crop = "v1" if architecture.interpolation == "bicubic" else "v2"
     return Preprocess(architecture.evaluation_size, crop, architecture.interpolation, architecture.normalization)
 
 
 def torchvision_preprocess(architecture: Architecture) -> Preprocess:
-    """torchvision's transforms of a variant, but for its antialiasing."""
+    """torchvision's transforms of a variant, without their antialiasing."""
     released = released_preprocess(architecture)
     if architecture.family == "efficientnet":
         return released
@@ -89,9 +89,9 @@ def torchvision_preprocess(architecture: Architecture) -> Preprocess:
 
 
 def foreign_bundle(format: str, architecture: Architecture, num_classes: int, sets: dict[str, Variables]) -> Bundle:
-    """Weights with what their arrays do not tell, as the other library has it; `format` is one of `mapping.FORMATS`."""
+    """A bundle of another library's weights with that library's defaults; `format` is one of `mapping.FORMATS`."""
     torchvision = format == "torchvision"
-    # torchvision's V1 has PyTorch's epsilon but for B5 to B7 (its `efficientnet.py`).
+    # torchvision's V1 uses PyTorch's epsilon except for B5 to B7 (its `efficientnet.py`).
     own_epsilon = architecture.family == "efficientnetv2" or architecture.name[-2:] in ("b5", "b6", "b7")
     return Bundle(
         architecture,
@@ -105,7 +105,7 @@ def foreign_bundle(format: str, architecture: Architecture, num_classes: int, se
 
 
 def to_metadata(bundle: Bundle) -> str:
-    """Everything but the arrays, as JSON."""
+    """Everything except the arrays, as JSON."""
     return json.dumps(
         {
             "format": FORMAT_VERSION,
@@ -120,11 +120,13 @@ def to_metadata(bundle: Bundle) -> str:
 
 
 def from_metadata(text: str) -> Bundle:
-    """The inverse, with no arrays yet; raises ValueError where something is missing, strange or of another type."""
+    """The inverse, without arrays; raises ValueError if a value is missing, invalid or of a wrong type."""
     try:
         values = json.loads(text)
         if values["format"] != FORMAT_VERSION:
-            raise ValueError(f"it is of format {values['format']}, this version reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"its format version is {values['format']}, and this release reads version {FORMAT_VERSION}"
+            )
         fields = values["architecture"]
         blocks = tuple(_typed(Block, block) for block in fields["blocks"])
         bundle = Bundle(
@@ -137,7 +139,7 @@ def from_metadata(text: str) -> Bundle:
             batch_norm_epsilon=float(values["batch_norm_epsilon"]),
         )
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"its description lacks or garbles {error}") from None
+        raise ValueError(f"its metadata lacks a field or holds an invalid one: {error}") from None
     preprocess = bundle.preprocess
     _check_numbers(bundle)
     for value, known in (
@@ -149,11 +151,11 @@ def from_metadata(text: str) -> Bundle:
         (preprocess.normalization, NORMALIZATIONS),
     ):
         if value not in known:
-            raise ValueError(f"'{value}' in its description is none of {', '.join(map(str, known))}")
+            raise ValueError(f"its metadata holds '{value}' instead of one of {', '.join(map(str, known))}")
     if bundle.class_names and len(bundle.class_names) != bundle.num_classes:
-        raise ValueError(f"it names {len(bundle.class_names)} of {bundle.num_classes} classes")
-    if not all(name.isprintable() for name in bundle.class_names):  # they go to terminals
-        raise ValueError("its class names hold control characters")
+        raise ValueError(f"its metadata names {len(bundle.class_names)} of {bundle.num_classes} classes")
+    if not all(name.isprintable() for name in bundle.class_names):  # they are printed to terminals
+        raise ValueError("its class names contain control characters")
     return bundle
 
 
@@ -163,7 +165,7 @@ def _check_numbers(bundle: Bundle) -> None:
     for block in blocks:
         widths += [block.kernel_size, block.expand_ratio, block.input_filters, block.output_filters]
     sizes = (bundle.preprocess.image_size, network.train_size, network.evaluation_size)
-    good = (
+    is_valid = (
         0 < len(blocks) <= MAX_BLOCKS
         and all(0 < width <= MAX_FILTERS for width in widths)
         and all(0 < size <= MAX_IMAGE_SIZE for size in sizes)
@@ -171,33 +173,33 @@ def _check_numbers(bundle: Bundle) -> None:
         and 0 <= bundle.num_classes <= MAX_CLASSES
         and 0 < bundle.batch_norm_epsilon < 1
     )
-    if not good:
-        raise ValueError("its description has numbers that no network has")
+    if not is_valid:
+        raise ValueError("its metadata holds numbers that are out of range")
 
 
 def _typed(kind: Any, values: dict[str, Any]) -> Any:
-    """A dataclass from JSON: every field there, and of the type that is written beside it."""
+    """A dataclass from JSON; every field must be present and of its annotated type."""
     for field in dataclasses.fields(kind):
         value = values[field.name]
-        known: dict[Any, Any] = {str: str, int: int, float: (int, float)}
-        if not isinstance(value, known.get(field.type, object)) or isinstance(value, bool):
-            raise ValueError(f"its description has {field.name} = {value!r}")
+        types: dict[Any, Any] = {str: str, int: int, float: (int, float)}
+        if not isinstance(value, types.get(field.type, object)) or isinstance(value, bool):
+            raise ValueError(f"its metadata holds {field.name} = {value!r}")
     return kind(**values)
 
 
-def unflatten(arrays: dict[str, np.ndarray]) -> Variables:
+def unflatten_arrays(arrays: dict[str, np.ndarray]) -> Variables:
     """{'params/stem_conv/kernel': array} as nested dictionaries."""
     tree: Variables = {}
     for path, array in arrays.items():
         *parents, leaf = path.split("/")
-        place = tree
+        node = tree
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = array
+            node = node.setdefault(parent, {})
+        node[leaf] = array
     return tree
 
 
-def flatten(variables: Variables) -> dict[str, Any]:
-    """The inverse of `unflatten`."""
+def flatten_arrays(variables: Variables) -> dict[str, Any]:
+    """The inverse of `unflatten_arrays`."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}

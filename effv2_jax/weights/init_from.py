@@ -1,4 +1,4 @@
-"""A run that starts from other weights: what is loaded, what keeps its fresh value, and what is left aside."""
+"""Initialization of a run from existing weights: which arrays are loaded, and which keep their initial values."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from effv2_jax.experiment import Experiment
 from effv2_jax.learning.step import TrainState
 from effv2_jax.network.model import make_model
 from effv2_jax.weights import Bundle, read_weights
-from effv2_jax.weights.bundle import flatten, unflatten
+from effv2_jax.weights.bundle import Variables, flatten_arrays, unflatten_arrays
 
 CLASSIFIER = "params/classifier/"
 Arrays = dict[str, np.ndarray]  # by path, such as 'batch_stats/stem_bn/mean'
@@ -31,104 +31,107 @@ def read_initial_weights(experiment: Experiment, log: Callable[[str], None]) -> 
 def arrays_to_start_from(
     config: ConfigDict, fresh: TrainState, class_names: tuple[str, ...], log: Callable[[str], None]
 ) -> Arrays:
-    """The arrays of `config.init_from` whose paths match `config.init_pattern`, statistics included.
+    """The arrays of `config.init_from` whose paths match `config.init_pattern`, including batch-norm statistics.
 
-    A classifier for other classes is left aside: another number of them, or some of the same names in another order.
+    A classifier for other classes is not loaded: a different number of classes, or shared names in a different order.
 
     Args:
-      config: the experiment's.
-      fresh: a state, or its shapes.
-      class_names: of the data.
-      log: is told what is loaded, what stays fresh and what is left aside.
+      config: the config of the experiment.
+      fresh: the initial state, or its shapes.
+      class_names: the classes of the data.
+      log: receives a line with the arrays that are loaded, that keep their initial values, and that are ignored.
 
     Raises:
-      UserError: unreadable weights; another network (lists all that differs); a pattern that matches nothing.
+      UserError: the weights are unreadable or of another network (the message lists all differences), or the pattern
+        matches nothing.
     """
     path, pattern = config.init_from, config.init_pattern
     try:
-        wanted = re.compile(pattern)
+        regex = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"config.init_pattern: '{pattern}' is no regular expression: {error}") from None
+        raise UserError(f"config.init_pattern: '{pattern}' is not a regular expression: {error}") from None
     try:
         bundle = read_weights(path)
     except UserError as error:
         raise UserError(f"config.init_from: {error}") from None
-    shapes = {name: leaf.shape for name, leaf in flatten(fresh.variables).items()}
-    chosen = {name: value for name, value in flatten(bundle.variables).items() if wanted.search(name)}
+    shapes = {name: leaf.shape for name, leaf in flatten_arrays(fresh.variables).items()}
+    chosen = {name: value for name, value in flatten_arrays(bundle.variables).items() if regex.search(name)}
     if not chosen:
         raise UserError(f"config.init_pattern '{pattern}' matches no array of '{path}'")
-    aside = {name for name, value in chosen.items() if value.shape != shapes.get(name)}
-    if any(name.startswith(CLASSIFIER) for name in aside) or _other_classes(bundle.class_names, class_names):
-        aside |= {name for name in chosen if name.startswith(CLASSIFIER)}
-    kept = [name for name in shapes if name not in chosen or name in aside]
+    ignored = {name for name, value in chosen.items() if value.shape != shapes.get(name)}
+    if any(name.startswith(CLASSIFIER) for name in ignored) or _classes_differ(bundle.class_names, class_names):
+        ignored |= {name for name in chosen if name.startswith(CLASSIFIER)}
+    kept = [name for name in shapes if name not in chosen or name in ignored]
     body = [name for name in shapes if not name.startswith(CLASSIFIER)]
     missing = [] if pattern else [name for name in body if name not in chosen]
-    _check_network(
-        config, bundle, [name for name in sorted(aside) if name in body or name not in shapes], shapes, chosen, missing
-    )
+    mismatched = [name for name in sorted(ignored) if name in body or name not in shapes]
+    _check_network(config, bundle, mismatched, shapes, chosen, missing)
     if len(kept) == len(shapes):
-        raise UserError(f"config.init_pattern '{pattern}' leaves nothing of '{path}' to load: its classes are others")
+        raise UserError(
+            f"config.init_pattern '{pattern}' leaves nothing of '{path}' to load, because its classes differ"
+        )
     log(
         f"weights of {bundle.architecture.name} from {path}: {len(shapes) - len(kept)} of {len(shapes)} arrays loaded; "
-        f"with fresh values: {', '.join(kept) or 'none'}; "
-        f"of the weights left aside: {', '.join(sorted(aside)) or 'none'}"
+        f"with initial values: {', '.join(kept) or 'none'}; "
+        f"ignored in the file: {', '.join(sorted(ignored)) or 'none'}"
     )
     if bundle.preprocess.normalization != config.data.normalization:
         log(
             f"WARNING: these weights were trained with normalization '{bundle.preprocess.normalization}'; "
-            f"--config.data.normalization={bundle.preprocess.normalization} sets it"
+            f"set --config.data.normalization={bundle.preprocess.normalization}"
         )
-    return {name: np.asarray(value) for name, value in chosen.items() if name not in aside}
+    return {name: np.asarray(value) for name, value in chosen.items() if name not in ignored}
 
 
-def _other_classes(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
-    """Whether names tell it: some are shared, but not all in their places."""
+def _classes_differ(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Whether the names prove it: some are shared, but the lists are not equal."""
     return bool(set(theirs) & set(ours)) and theirs != ours
 
 
 def start_from(state: TrainState, arrays: Arrays) -> TrainState:
-    """The state with these arrays in place of its own, in the averages (EMA) too."""
+    """The state with its arrays replaced by these, in the moving averages (EMA) too."""
 
-    def placed(variables: Any) -> Any:
-        # Never an alias: the state is donated, and a buffer cannot be donated twice.
-        return unflatten(
+    def replaced(variables: Variables) -> Variables:
+        # may_alias=False: the state is donated, and a buffer cannot be donated twice.
+        return unflatten_arrays(
             {
                 name: jax.device_put(arrays[name], leaf.sharding, may_alias=False) if name in arrays else leaf
-                for name, leaf in flatten(variables).items()
+                for name, leaf in flatten_arrays(variables).items()
             }
         )
 
-    variables = placed(state.variables)
-    averages = placed(state.ema) if state.ema else {}
+    variables = replaced(state.variables)
+    averages = replaced(state.ema) if state.ema else {}
     return dataclasses.replace(state, params=variables["params"], batch_stats=variables["batch_stats"], ema=averages)
 
 
 def _check_network(
     config: ConfigDict,
     bundle: Bundle,
-    aside: list[str],
+    mismatched: list[str],
     shapes: dict[str, tuple[int, ...]],
     given: dict[str, Any],
     missing: list[str],
 ) -> None:
-    """Raises UserError, with every reason, where the weights are another network's."""
+    """Raises UserError, with every reason, if the weights belong to another network."""
     faults = [
-        f"{name} {list(given[name].shape)} instead of {list(shapes.get(name, ())) or 'nothing'}" for name in aside
+        f"{name} {list(given[name].shape)} instead of {list(shapes.get(name, ())) or 'nothing'}" for name in mismatched
     ]
-    faults += [f"{name} is not there" for name in missing]
+    faults += [f"{name} is missing" for name in missing]
     ours = make_model(config, 0, "cpu").architecture.blocks
     if not faults and not config.init_pattern and bundle.architecture.blocks != ours:
-        faults.append("its blocks have other strides, kernels or squeeze-excites")
+        faults.append("its blocks have different strides, kernels or squeeze-excites")
     if faults and bundle.architecture.name != config.model.variant and not config.init_pattern:
         raise UserError(
-            f"'{config.init_from}' is of {bundle.architecture.name}, the config of {config.model.variant}: "
-            f"--config.model.variant={bundle.architecture.name} sets it, if the config's argument does not"
+            f"'{config.init_from}' holds {bundle.architecture.name}, but config.model.variant is "
+            f"{config.model.variant}; set --config.model.variant={bundle.architecture.name}, if the config's argument "
+            "does not"
         )
     if config.model.padding != bundle.padding:
-        faults.append(f"padding '{bundle.padding}': --config.model.padding={bundle.padding} sets it")
+        faults.append(f"its padding is '{bundle.padding}': set --config.model.padding={bundle.padding}")
     if config.batch_norm.epsilon != bundle.batch_norm_epsilon:
         epsilon = bundle.batch_norm_epsilon
-        faults.append(f"a batch-norm epsilon of {epsilon:g}: --config.batch_norm.epsilon={epsilon:g} sets it")
+        faults.append(f"its batch-norm epsilon is {epsilon:g}: set --config.batch_norm.epsilon={epsilon:g}")
     if faults:
         raise UserError(
             f"'{config.init_from}' ({bundle.architecture.name}) does not fit {config.model.variant}: "

@@ -1,8 +1,8 @@
-"""The one table of names: every array of a network as we, automl, Keras, timm and torchvision call it and lay it out.
+"""The table of array names and layouts in our own format and in those of automl, Keras, timm and torchvision.
 
-Read both ways: from a foreign file to ours, and back. Sources: google/automl `efficientnetv2/effnetv2_model.py` at
-6a54c87, keras `applications/efficientnet_v2.py` and `efficientnet.py`, timm `models/efficientnet.py`, torchvision
-`models/efficientnet.py`.
+It serves both directions: reading foreign files and writing them. Sources: google/automl
+`efficientnetv2/effnetv2_model.py` at 6a54c87, keras `applications/efficientnet_v2.py` and `efficientnet.py`, timm
+`models/efficientnet.py`, torchvision `models/efficientnet.py`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from effv2_jax.network.architecture import Architecture, Block
 
 OWN = "effv2"
 FORMATS = (OWN, "automl", "keras", "timm", "torchvision")
-FOREIGN_FAMILIES = ("efficientnet", "efficientnetv2")  # of architectures, that others have too
+FOREIGN_FAMILIES = ("efficientnet", "efficientnetv2")  # families of architectures that other libraries define too
 
 # Ours -> automl, Keras, timm, torchvision. {stage} counts from 0, {Stage} from 1, {repeat} and {letter} within a stage.
 _STEM = {
@@ -28,7 +28,7 @@ _HEAD = {
     "classifier": ("head/dense", "predictions", "classifier", "classifier.1"),
 }
 _BLOCK = ("blocks_{index}/", "block{Stage}{letter}_", "blocks.{stage}.{repeat}.", "features.{Stage}.{repeat}.block.")
-# (kind, whether it expands) -> what is in a block, in order.
+# (kind, has an expansion) -> the modules of a block, in order.
 _IN_BLOCK = {
     ("fused", False): {
         "project_conv": ("conv2d", "project_conv", "conv", "0.0"),
@@ -59,7 +59,7 @@ _IN_BLOCK = {
         "project_bn": ("tpu_batch_normalization_2", "project_bn", "bn3", "3.1"),
     },
 }
-# Our leaf -> automl, Keras (a layer's weights by number), torch. A depthwise kernel is a 'depthwise_kernel' to automl.
+# Our leaf -> automl, Keras (the position among a layer's weights), torch. Depthwise kernels differ for automl only.
 _LEAVES = {
     "kernel": ("/kernel", "/0", ".weight"),
     "depthwise_kernel": ("/depthwise_kernel", "/0", ".weight"),
@@ -75,8 +75,8 @@ _LEAVES = {
 class Entry:
     """One array.
 
-    path: ours, such as 'params/block_3/expand_conv/kernel' or 'batch_stats/stem_bn/mean'.
-    name: the format's.
+    path: our name, such as 'params/block_3/expand_conv/kernel' or 'batch_stats/stem_bn/mean'.
+    name: its name in the format.
     shape: in our layout.
     kind: 'conv' (k, k, inputs, outputs), 'depthwise' (k, k, 1, channels), 'dense' (inputs, outputs) or 'vector'.
     format: one of FORMATS.
@@ -104,7 +104,7 @@ class Entry:
         return np.ascontiguousarray(array.transpose(axes) if axes else array)
 
     def _axes_out(self) -> tuple[int, ...]:
-        """Our axes in the format's order; () where the layouts agree."""
+        """Our axes in the format's order; () if the layouts are equal."""
         if self.format in ("timm", "torchvision"):
             # (outputs, inputs, k, k), with a depthwise kernel (channels, 1, k, k), and (outputs, inputs)
             return {"conv": (3, 2, 0, 1), "depthwise": (3, 2, 0, 1), "dense": (1, 0), "vector": ()}[self.kind]
@@ -114,36 +114,36 @@ class Entry:
 
 
 def entries(architecture: Architecture, num_classes: int, format: str) -> list[Entry]:
-    """Every array of a network in the order of its computation; without a classifier where `num_classes` is 0.
+    """All arrays of a network in the order of computation; no classifier if `num_classes` is 0.
 
     Args:
-      architecture: of FOREIGN_FAMILIES; any for our own format.
-      num_classes: of the classifier.
+      architecture: its family is one of FOREIGN_FAMILIES; for our own format it may be any.
+      num_classes: the number of classes of the classifier.
       format: one of FORMATS.
     """
     column = FORMATS.index(format) - 1
     leaf_column = min(column, 2)
-    found = []
-    for module, names, places, leaves in _modules(architecture, num_classes):
-        foreign = names[column].format(**places) if column >= 0 else ""
+    table = []
+    for module, names, fields, leaves in _modules(architecture, num_classes):
+        foreign = names[column].format(**fields) if column >= 0 else ""
         for leaf, (shape, kind) in leaves.items():
             collection = "batch_stats" if leaf in ("mean", "var") else "params"
             own_leaf = {"shift": "bias", "depthwise_kernel": "kernel"}.get(leaf, leaf)
             path = f"{collection}/{module}/{own_leaf}"
             name = foreign + _LEAVES[leaf][leaf_column] if column >= 0 else path
-            found.append(Entry(path, name, shape, kind, format))
-    return found
+            table.append(Entry(path, name, shape, kind, format))
+    return table
 
 
 def _modules(architecture: Architecture, num_classes: int) -> Iterator[tuple[str, tuple[str, ...], dict, dict]]:
-    """(our module, its names in _IN_BLOCK's columns with places open, the places, {leaf: (shape, kind)})."""
+    """Yields (our module, its name templates by format, the fields of the templates, {leaf: (shape, kind)})."""
     stem, head = architecture.stem_filters, architecture.head_filters
     stages = block_places(architecture.blocks)
     last = stages[-1][0] + 2
     for module, names in _STEM.items():
         yield module, names, {}, _conv(3, 3, stem) if module == "stem_conv" else _batch_norm(stem)
     for index, (block, (stage, repeat)) in enumerate(zip(architecture.blocks, stages, strict=True)):
-        places = {
+        fields = {
             "index": index,
             "stage": stage,
             "Stage": stage + 1,
@@ -153,9 +153,9 @@ def _modules(architecture: Architecture, num_classes: int) -> Iterator[tuple[str
         }
         inside = _IN_BLOCK[block.kind, block.expand_ratio != 1]
         for part, leaves in _parts(block).items():
-            # No published network has squeeze-excite in a fused block: of such a one only our own names are asked for.
+            # No published network has squeeze-excite in a fused block, so it has a name in our own format only.
             ending = inside.get(part, ("", "", "", ""))
-            yield f"block_{index}/{part}", tuple(map("".join, zip(_BLOCK, ending, strict=True))), places, leaves
+            yield f"block_{index}/{part}", tuple(map("".join, zip(_BLOCK, ending, strict=True))), fields, leaves
     for module, names in _HEAD.items():
         if module == "head_conv":
             leaves = _conv(1, architecture.blocks[-1].output_filters, head)
@@ -204,7 +204,7 @@ def _batch_norm(channels: int) -> dict:
 
 
 def block_places(blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
-    """(stage, place in it) of each block: a new stage begins where a block does not repeat the one before."""
+    """(stage, index in the stage) of each block; a block that does not repeat the previous one starts a new stage."""
     places = [(0, 0)]
     for before, block in itertools.pairwise(blocks):
         repeats = block == dataclasses.replace(before, stride=1, input_filters=before.output_filters)

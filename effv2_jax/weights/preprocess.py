@@ -1,4 +1,4 @@
-"""From an image of any kind to a network's input, as its weights want it."""
+"""Preprocessing of images of any kind to the input that a network's weights expect."""
 
 import dataclasses
 import os
@@ -28,10 +28,10 @@ class Preprocess:
     normalization: str
 
     def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
-        """One image or a list of them, each of any kind of `Image`.
+        """Preprocesses one `Image` or a list of them.
 
         Raises:
-          decode.BrokenImage: (a ValueError) one cannot be read; the message names its file.
+          decode.BrokenImage: (a ValueError) an image cannot be read; the message names its file.
         """
         several = isinstance(images, (list, tuple))
         if several and not images:
@@ -39,7 +39,7 @@ class Preprocess:
         return self.normalize(np.stack([self.pixels(image) for image in (images if several else [images])]))
 
     def pixels(self, image: Image) -> np.ndarray:
-        """One image, cropped and resized: uint8 [image_size, image_size, 3]."""
+        """Crops and resizes one image to uint8 [image_size, image_size, 3]."""
         if isinstance(image, (str, os.PathLike)):
             try:
                 return self.pixels(Path(image).read_bytes())
@@ -53,12 +53,12 @@ class Preprocess:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"an image must be uint8 [H, W, 3] or [H, W], not {image.dtype} {list(image.shape)}; several come as a "
-                "list"
+                f"an image must be uint8 [H, W, 3] or [H, W], not {image.dtype} {list(image.shape)}; pass several "
+                "images as a list"
             )
         return evaluation_crop(image, self.image_size, self.crop, self.interpolation)
 
     def normalize(self, pixels_BxSxSx3: np.ndarray) -> np.ndarray:
-        """uint8 pixels to float32 input; `model.normalize` does the same on a device."""
+        """Normalizes uint8 pixels to float32 on the host; `model.normalize` does the same on a device."""
         offset, scale = (np.array(values, np.float32) for values in NORMALIZATIONS[self.normalization])
         return (pixels_BxSxSx3.astype(np.float32) - offset) / scale

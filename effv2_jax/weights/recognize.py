@@ -1,9 +1,9 @@
-"""Which format and which network a file is of, by the names and shapes in it."""
+"""Recognition of the format and network of a file by the names and shapes of its arrays."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, join_limited
 from effv2_jax.network import architecture as architectures
 from effv2_jax.network.architecture import Architecture, get_architecture
 from effv2_jax.weights.mapping import FOREIGN_FAMILIES, Entry, entries
@@ -18,19 +18,20 @@ class Match:
 
     format: str
     architecture: Architecture
-    num_classes: int  # 0 where it has no classifier
+    num_classes: int  # 0 if there is no classifier
     entries: list[Entry]
 
 
 def recognize(tensors: Tensors, architecture: str = "auto") -> Match:
-    """The one network whose arrays are those of the file, the number of classes left open.
+    """The network whose arrays match those of the file, with any number of classes.
 
     Args:
-      tensors: of the file.
-      architecture: a variant's name, or 'auto' to try them all.
+      tensors: the arrays of the file.
+      architecture: the name of a variant, or 'auto' to try all variants.
 
     Raises:
-      UserError: no variant fits; lists all that is missing, unexpected or of another shape for the nearest one.
+      UserError: no variant matches; the message lists all arrays that are missing, unexpected or of another shape for
+        the nearest one.
     """
     names = architectures.names() if architecture == "auto" else (architecture,)
     candidates = [
@@ -41,25 +42,28 @@ def recognize(tensors: Tensors, architecture: str = "auto") -> Match:
     ]
     best = max(candidates, key=lambda match: _agreement(tensors, match), default=None)
     if best is None:
-        raise UserError(f"'{tensors.path}' can be of no network here named '{architecture}'")
+        raise UserError(f"'{tensors.path}' cannot be '{architecture}', which exists in our own format only")
     if not _agreement(tensors, best):
-        some = ", ".join(sorted(tensors.shapes)[:5]) or "nothing"
+        names_in_file = join_limited(sorted(tensors.shapes)) or "no arrays"
         raise UserError(
-            f"'{tensors.path}' is of no network that is known here: none of its {len(tensors.shapes)} arrays has a "
-            f"name and shape of {' or '.join(tensors.formats)} ({some}, ...)"
+            f"'{tensors.path}' matches no known network: none of its {len(tensors.shapes)} arrays has a name and shape "
+            f"of {' or '.join(tensors.formats)} ({names_in_file})"
         )
     if architecture == "auto" and _agreement(tensors, best) < 0.5:
         raise UserError(
-            f"'{tensors.path}' is of no network that is known here: the nearest is {best.architecture.name} as "
-            f"{best.format} writes it, with {sum(entry.name in tensors.shapes for entry in best.entries)} of its "
+            f"'{tensors.path}' matches no known network: the nearest is {best.architecture.name} as {best.format} "
+            f"writes it, with {sum(entry.name in tensors.shapes for entry in best.entries)} of its "
             f"{len(best.entries)} arrays"
         )
     check_complete(tensors, best.entries, f"{best.architecture.name} as {best.format} writes it")
     return best
 
 
-def check_complete(tensors: Tensors, expected: Sequence[Entry], what: str) -> None:
-    """Raises UserError, with a list of all, where arrays are missing, unexpected or of another shape."""
+def check_complete(tensors: Tensors, expected: Sequence[Entry], description: str) -> None:
+    """Raises UserError if arrays are missing, unexpected or of another shape.
+
+    The message says that the file is not `description`, and lists all such arrays.
+    """
     shapes, names = tensors.shapes, {entry.name for entry in expected}
     missing = [entry.name for entry in expected if entry.name not in shapes]
     unexpected = sorted(shapes.keys() - names)
@@ -70,7 +74,7 @@ def check_complete(tensors: Tensors, expected: Sequence[Entry], what: str) -> No
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": other}
     if listed := [f"{len(items)} {kind} ({', '.join(items)})" for kind, items in faults.items() if items]:
-        raise UserError(f"'{tensors.path}' is not {what}: {'; '.join(listed)}")
+        raise UserError(f"'{tensors.path}' is not {description}: {'; '.join(listed)}")
 
 
 def _candidate(tensors: Tensors, format: str, architecture: Architecture) -> Match | None:
@@ -84,6 +88,6 @@ def _candidate(tensors: Tensors, format: str, architecture: Architecture) -> Mat
 
 
 def _agreement(tensors: Tensors, match: Match) -> float:
-    """Arrays in common, less what is on one side only."""
+    """Intersection over union of the arrays of the file and of the network, in [0, 1]."""
     common = sum(tensors.shapes.get(entry.name) == entry.foreign_shape for entry in match.entries)
     return common / (len(match.entries) + len(tensors.shapes) - common) if common else 0.0

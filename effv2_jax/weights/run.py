@@ -1,4 +1,4 @@
-"""The weights of a training run, out of its checkpoints."""
+"""Reading of weights from the checkpoints of a training run."""
 
 import os
 
@@ -22,20 +22,22 @@ def is_run(path: str | os.PathLike) -> bool:
 
 
 def read_run(path: str | os.PathLike, which: str = "") -> Bundle:
-    """Network and weights of a checkpoint, raw and averaged, with the run's classes and evaluation preprocessing.
+    """Reads the raw and averaged weights of a checkpoint with the run's classes and evaluation preprocessing.
 
     Args:
       path: the workdir.
-      which: 'best', 'latest' or a number; '' is the best where one was evaluated, else the latest.
+      which: 'best', 'latest' or a step; '' is the best checkpoint if one was evaluated, else the latest.
 
     Raises:
-      UserError: no such checkpoint, or a damaged one.
+      UserError: the checkpoint does not exist or is damaged.
     """
     checkpoints = Checkpoints(epath.Path(path) / CHECKPOINTS, read_only=True)
     step = checkpoints.find(which or ("latest" if checkpoints.best() is None else "best"))
     run = checkpoints.restore_run(step)
     if "class_names" not in run:
-        raise UserError(f"checkpoint {step} of '{path}' was saved by an older version, which did not keep the classes")
+        raise UserError(
+            f"checkpoint {step} of '{path}' was saved by an older release, which did not store the class names"
+        )
     config, class_names = from_dict(run["config"]), tuple(run["class_names"])
     stages = tuple(Stage(**stage) for stage in run["stages"])
     curriculum = Curriculum(stages, stages[-1].end_step)

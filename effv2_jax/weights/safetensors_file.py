@@ -1,4 +1,4 @@
-"""Safetensors: our own format, and timm's. The library checks header and offsets before anything is read."""
+"""Safetensors files: our own format and timm's. The library checks header and offsets before it reads arrays."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ METADATA_KEY = "effv2_jax"
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file begins as one: the header's length in 8 bytes, then JSON."""
+    """Whether the start of a file is that of safetensors: the header's length in 8 bytes, then JSON."""
     return start[8:9] == b"{"
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """Ours where the metadata say so, else timm's or torchvision's."""
+    """Opens a file; its format is our own if the metadata say so, else timm's or torchvision's."""
     try:
         file = safe_open(path, framework="numpy")
         metadata = file.metadata() or {}
@@ -31,14 +31,14 @@ def open_safetensors(path: Path) -> Tensors:
 
 
 def without_counters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Without PyTorch's count of batches, which only its cumulative averages use."""
+    """The shapes without PyTorch's batch counters, which only its cumulative averages use."""
     return {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 
 
 def write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes the file as a whole or not at all."""
+    """Writes the file completely or not at all."""
     with AtomicFile(path) as temporary:
         try:
             save_file(arrays, temporary, metadata)
-        except SafetensorError as error:  # of its own writing to the disk
+        except SafetensorError as error:  # the library's own error for a failed write
             raise OSError(str(error)) from error

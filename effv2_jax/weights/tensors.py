@@ -1,4 +1,4 @@
-"""What a file of weights holds, before any of it is read: names, shapes, and the formats it may be of."""
+"""The contents of a file of weights before its arrays are read: names, shapes and possible formats."""
 
 import dataclasses
 import math
@@ -10,21 +10,21 @@ import numpy as np
 
 from effv2_jax.errors import UserError, one_line
 
-# XL with 21,843 classes has 234 million values in all; a file that claims much more is not one of ours.
+# XL with 21,843 classes has 234 million values; a file with far more does not hold a known network.
 MAX_VALUES = 2**30
 MAX_ARRAYS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """The arrays of a file; only those that are asked for are read.
+    """The arrays of a file, read on demand.
 
-    path: of the file, for messages.
-    formats: of `mapping.FORMATS`, that such names may be of.
-    shapes: by name, as stored.
-    read: name -> array; raises OSError, ValueError or RuntimeError where the file is damaged.
-    metadata: of our own format, else empty.
-    averaged: names of the moving averages where a file holds both, by the name of what they average.
+    path: the file, used in messages.
+    formats: those of `mapping.FORMATS` that the file may have.
+    shapes: name -> shape as stored.
+    read: name -> array; raises OSError, ValueError or RuntimeError if the file is damaged.
+    metadata: the metadata of our own format, else empty.
+    averaged: name -> name of its moving average, if the file has both.
     """
 
     path: str
@@ -35,21 +35,21 @@ class Tensors:
     averaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def check_size(self) -> "Tensors":
-        """Raises UserError where the shapes are beyond any network's."""
+        """Returns self; raises UserError if the shapes exceed those of any network."""
         values = sum(math.prod(shape) for shape in self.shapes.values())
         if values > MAX_VALUES or len(self.shapes) > MAX_ARRAYS:
             raise UserError(
-                f"'{self.path}' claims {len(self.shapes):,} arrays of {values:,} values, more than any network here has"
+                f"'{self.path}' claims {len(self.shapes):,} arrays of {values:,} values, more than any known network"
             )
         return self
 
     def load(self, name: str) -> np.ndarray:
-        """One array as float32; raises UserError where the file is damaged."""
+        """Reads one array as float32; raises UserError if the file is damaged."""
         try:
             array = self.read(name)
         except UserError:
             raise
-        except Exception as error:  # of whichever library reads the format
+        except Exception as error:  # of the library that reads the format
             raise damaged(self.path, error) from error
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise UserError(f"'{self.path}': {name} is {array.dtype}, not floating-point")
@@ -57,7 +57,7 @@ class Tensors:
 
 
 def zip_members(start: bytes, path: Path) -> list[str]:
-    """Names in a zip archive that begins with `start`; [] for any other file; raises UserError where it is damaged."""
+    """The names in a zip archive; [] if `start` is not that of one; raises UserError if the archive is damaged."""
     if start[:4] != b"PK\x03\x04":
         return []
     try:
@@ -68,5 +68,5 @@ def zip_members(start: bytes, path: Path) -> list[str]:
 
 
 def damaged(path: str, error: BaseException) -> UserError:
-    """The sentence on a file that cannot be read."""
-    return UserError(f"'{path}' cannot be read as weights, it is damaged or cut short: {one_line(error)}")
+    """The error for a file that cannot be read."""
+    return UserError(f"'{path}' cannot be read as weights, it is damaged or truncated: {one_line(error)}")

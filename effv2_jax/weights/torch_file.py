@@ -1,4 +1,4 @@
-"""PyTorch's .pth and .pt files of timm and torchvision: unpickled with `weights_only=True`, which runs no code."""
+"""PyTorch files (.pth and .pt) of timm and torchvision, unpickled with `weights_only=True`, which runs no code."""
 
 import argparse
 import pickle
@@ -12,46 +12,46 @@ from effv2_jax.errors import UserError
 from effv2_jax.weights.safetensors_file import without_counters
 from effv2_jax.weights.tensors import Tensors, damaged, zip_members
 
-# Where training scripts keep the weights in a larger dictionary; averages first.
+# Keys under which training scripts store weights in a larger dictionary; moving averages first.
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def is_torch(start: bytes, path: Path) -> bool:
-    """Whether a file begins as a pickle, or is a zip archive with PyTorch's records."""
+    """Whether a file starts as a pickle, or is a zip archive with PyTorch's records."""
     pickled = start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     return pickled or any(name.endswith("data.pkl") for name in zip_members(start, path))
 
 
 def open_torch(path: Path) -> Tensors:
-    """The state dictionary of a file.
+    """Opens the state dictionary of a file.
 
     Raises:
-      UserError: PyTorch is not installed; the file is damaged, holds more than tensors, or is compressed.
+      UserError: PyTorch is not installed, or the file is damaged, contains more than tensors, or is compressed.
     """
     try:
         import torch
     except ImportError:
         raise UserError(
-            f"'{path}' is a PyTorch file, which needs PyTorch to read: pip install 'effv2_jax[convert]'"
+            f"'{path}' is a PyTorch file; install PyTorch to read it: pip install 'effv2_jax[convert]'"
         ) from None
     try:
         _refuse_bombs(path)
-        # Training scripts keep their arguments beside the weights; a Namespace runs no code.
+        # Training scripts store their arguments beside the weights; a Namespace runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"'{path}' holds more than arrays, and what else is in a pickle could run code; it was not loaded "
-            f"({_reason(error)})"
+            f"'{path}' contains more than arrays, which could run code, so it was not loaded ({_reason(error)}); save "
+            "the state dictionary alone"
         ) from error
-    except Exception as error:  # RuntimeError, EOFError, ...: whatever a damaged file makes of the unpickler
+    except Exception as error:  # the unpickler raises RuntimeError, EOFError, ... on damage
         raise damaged(str(path), error) from error
     tensors = {
         name.removeprefix("module."): value.detach()
         for name, value in _state_dict(state, path).items()
-        if name != "n_averaged"  # of PyTorch's AveragedModel
+        if name != "n_averaged"  # the counter of PyTorch's AveragedModel
     }
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
 
@@ -71,24 +71,24 @@ def _state_dict(state: Any, path: Path) -> dict[str, Any]:
             break
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"'{path}' holds no dictionary of tensors, but a {type(state).__name__}")
+        raise UserError(f"'{path}' contains a {type(state).__name__} instead of a dictionary of tensors")
     return state
 
 
 def _refuse_bombs(path: Path) -> None:
-    """PyTorch stores its records as they are, one after another; compressed or overlapping ones grow without end."""
+    """Raises UserError for compressed or overlapping records: PyTorch writes none, and they could fill the memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"'{path}' is no PyTorch file: its record {member.filename} is compressed")
+            raise UserError(f"'{path}' is not a PyTorch file: its record {member.filename} is compressed")
     if sum(member.file_size for member in members) > path.stat().st_size:
-        raise UserError(f"'{path}' is no PyTorch file: its records are larger than the file")
+        raise UserError(f"'{path}' is not a PyTorch file: its records are larger than the file")
 
 
 def _reason(error: BaseException) -> str:
-    """The line that names what was refused."""
+    """The line of PyTorch's message that names the refused type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if "global" in line.lower()), lines[-1])[:200]

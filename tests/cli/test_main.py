@@ -52,7 +52,7 @@ entry()
     ("arguments", "message"),
     [
         (("train", "--config=configs/digits.py:x", "--workdir=W"), "config argument 'x' is unknown"),
-        (("train", "--config=configs/folder.py", "--workdir=W"), "config.data.name='PHOTOS' is no folder of images"),
+        (("train", "--config=configs/folder.py", "--workdir=W"), "config.data.name='PHOTOS' is not a folder of images"),
         (("train", "--config=configs/digits.py", "--workdir=W", "--config.ema.decai=1"), "did you mean ema.decay?"),
         (("config", "--config=configs/folder.py:s,size=-3"), "configs/folder.py: size=-3 is too small"),
         (("config", "--config=configs/finetune.py:s,size=8"), "configs/finetune.py: size=8 is too small"),

@@ -339,7 +339,7 @@ def test_data_that_are_others_or_gone_are_told(report, nasty, tmp_path):
     copy.unlink()
     folder.rename(folder.with_name("ELSEWHERE"))
     try:
-        assert report(workdir).has(f"Left out: config.data.name='{folder}' is no folder of images.")
+        assert report(workdir).has(f"Left out: config.data.name='{folder}' is not a folder of images.")
     finally:
         folder.with_name("ELSEWHERE").rename(folder)
 

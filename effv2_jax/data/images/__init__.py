@@ -1,1 +1,3 @@
-"""Decoding, cropping and augmenting one image."""
+"""Decoding, cropping and augmentation of one image."""
+
+__all__ = ["crop", "decode", "ops", "randaugment"]

@@ -8,19 +8,19 @@ import numpy as np
 from effv2_jax.data.images.decode import Box, Picture
 from effv2_jax.errors import check_known
 
-# Half-pixel centres and no antialiasing, as tf.image.resize with antialias=False. 'bicubic' is the cubic kernel with
-# a = -0.75, as is TensorFlow 1's op, which V1 used; but that op puts output pixel i at i * scale and not at
-# (i + 0.5) * scale - 0.5, and so shifts the picture by up to half an input pixel. Here values are rounded to uint8, in
-# the released code cut off before RandAugment and left as floats otherwise.
+# Half-pixel centres and no antialiasing, as in tf.image.resize with antialias=False. 'bicubic' is the cubic kernel with
+# a = -0.75. V1 used the same kernel of TensorFlow 1, whose op places output pixel i at i * scale instead of
+# (i + 0.5) * scale - 0.5 and thereby shifts the image by up to half an input pixel. Here values are rounded to uint8;
+# the released code truncates them before RandAugment and otherwise keeps floats.
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 EVALUATION_CROPS = ("v2", "v1", "center", "squash")
 CROP_PADDING = 32
-SQUASH_FROM = 320  # pixels: 'v2' crops only below
+SQUASH_FROM = 320  # pixels; 'v2' crops only below this size
 MAX_ATTEMPTS = 100
 
 
 def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """uint8 [H, W, 3] to uint8 [size, size, 3]; the aspect ratio is not kept."""
+    """Resizes uint8 [H, W, 3] to uint8 [size, size, 3]; the aspect ratio is not kept."""
     check_known("config.data.interpolation", interpolation, INTERPOLATIONS)
     return cv2.resize(image, (size, size), interpolation=INTERPOLATIONS[interpolation])
 
@@ -28,15 +28,15 @@ def resize(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
 def random_crop_box(
     height: int, width: int, rng: np.random.Generator, area: tuple[float, float], aspect_ratio: tuple[float, float]
 ) -> Box:
-    """(top, left, height, width) of a random crop, as TensorFlow's `sample_distorted_bounding_box` draws it.
+    """(top, left, height, width) of a random crop, distributed as TensorFlow's `sample_distorted_bounding_box`.
 
-    The aspect ratio (width / height) is uniform in its range; the height is uniform among the whole numbers between
-    those that give the smallest and the largest area and fit into the image, and moves by one where rounding the
-    width has put the area out of its range; the place is uniform (TensorFlow's leaves out the last row and column).
-    After MAX_ATTEMPTS ratios that do not fit it is the whole image, and so it is where `area` allows nothing less.
+    The aspect ratio (width / height) is uniform in its range. The height is uniform among the integers between those
+    that give the smallest and the largest area and that fit into the image; it moves by one if rounding the width
+    puts the area out of range. The position is uniform (TensorFlow's op excludes the last row and column). The crop is
+    the whole image after MAX_ATTEMPTS ratios that do not fit, or if `area` starts at 1.
 
-    The released V1 pipeline makes 10 attempts and then crops at the centre. It also asks for a tenth of the image to
-    be covered (min_object_covered=0.1), so its areas, said to be from 0.08, are from 0.1 of the image.
+    The released V1 pipeline makes 10 attempts and then crops at the centre. It also requires that a tenth of the image
+    is covered (min_object_covered=0.1), so its areas, documented as starting at 0.08, start at 0.1 of the image.
     """
     if area[0] == 1:
         return 0, 0, height, width
@@ -71,29 +71,29 @@ def random_resized_crop(
     interpolation: str,
     scaled: bool,
 ) -> np.ndarray:
-    """A random crop, resized to uint8 [size, size, 3]; see `random_crop_box`, and `Picture.crop` for `scaled`."""
+    """A `random_crop_box`, resized to uint8 [size, size, 3]. If `scaled`, large crops are decoded at reduced scale."""
     box = random_crop_box(picture.height, picture.width, rng, area, aspect_ratio)
     return resize(picture.crop(box, size if scaled else 0), size, interpolation)
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors left and right with probability 0.5."""
+    """Flips the image horizontally with probability 0.5."""
     return cv2.flip(image, 1) if rng.random() < 0.5 else image
 
 
 def evaluation_crop(image: np.ndarray, size: int, rule: str, interpolation: str) -> np.ndarray:
-    """uint8 [H, W, 3] to [size, size, 3] for evaluation.
+    """Crops uint8 [H, W, 3] for evaluation and resizes the crop to [size, size, 3].
 
-    'v2': below 320 px the central square of int(size / (size + 32) * short side), else the whole image; 'v1': the
-    square at any size, its offset rounded up; 'center': the largest central square, as
-    torchvision; 'squash': the whole image.
+    Rules: 'v2' takes the central square of side int(size / (size + 32) * short side) below 320 px and the whole image
+    from there on. 'v1' takes the square at every size, with its offset rounded up. 'center' takes the largest central
+    square, as torchvision does. 'squash' takes the whole image.
     """
     check_known("config.data.evaluation_crop", rule, EVALUATION_CROPS)
     if rule in ("v1", "center") or (rule == "v2" and size < SQUASH_FROM):
         height, width = image.shape[:2]
         padding = 0 if rule == "center" else CROP_PADDING
         side = max(1, size * min(height, width) // (size + padding))
-        up = 1 if rule == "v1" else 0
-        top, left = (height - side + up) // 2, (width - side + up) // 2
+        round_up = 1 if rule == "v1" else 0
+        top, left = (height - side + round_up) // 2, (width - side + round_up) // 2
         image = image[top : top + side, left : left + side]
     return resize(image, size, interpolation)

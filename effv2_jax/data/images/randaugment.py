@@ -1,4 +1,4 @@
-"""RandAugment (arXiv 1909.13719) and AutoAugment's ImageNet policy v0 (arXiv 1805.09501), as google/automl has them."""
+"""RandAugment (arXiv 1909.13719) and AutoAugment's ImageNet policy v0 (arXiv 1805.09501), as in google/automl."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,12 +7,12 @@ import numpy as np
 
 from effv2_jax.data.images import ops
 
-MAX_LEVEL = 10  # the magnitude at which arguments reach their written maximum; larger ones go beyond it
+MAX_LEVEL = 10  # the magnitude at which arguments reach their nominal maximum; larger magnitudes exceed it
 
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """Pixels at magnitude 10 of the two operations whose strength does not scale with the image."""
+    """Pixels at magnitude 10 for the two operations whose strength does not scale with the image."""
 
     cutout: float
     translate: float
@@ -27,13 +27,13 @@ def _signed(value: float, rng: np.random.Generator) -> float:
 
 
 def _enhance(level: float) -> float:
-    """1 (the image itself) at magnitude 5; stronger colours above, weaker below."""
+    """The blend factor: 1, the identity, at magnitude 5; larger above and smaller below."""
     return 1.8 * level + 0.1
 
 
-# name -> (image, magnitude / MAX_LEVEL, generator, constants) -> image. Fractions are cut off where an argument is
-# whole. Beyond magnitude 10 arguments go on growing but for two, which stop at the identity: bits at 8 (magnitude 20)
-# and the threshold at 256 (magnitude 10). There TensorFlow wraps the released arguments to a byte: its Solarize
+# name -> (image, magnitude / MAX_LEVEL, generator, constants) -> image. Integer arguments are truncated. Arguments keep
+# growing beyond magnitude 10, except for two that stop at the identity: Posterize's bits at 8 (magnitude 20) and
+# Solarize's threshold at 256 (magnitude 10). In the released code TensorFlow wraps these two to a byte: its Solarize
 # inverts the whole image at magnitudes 10 and 20 and has the threshold 128 at 15 and 25, and its Posterize keeps one
 # bit at 25.
 Operation = Callable[[np.ndarray, float, np.random.Generator, Constants], np.ndarray]
@@ -61,7 +61,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 _NAMES = tuple(OPERATIONS)
 
-# (operation, probability, magnitude) twice: one pair is drawn for an image.
+# Pairs of (operation, probability, magnitude); one pair is drawn per image.
 POLICY_V0 = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
     (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
@@ -92,13 +92,13 @@ POLICY_V0 = (
 
 
 def rand_augment(image: np.ndarray, magnitude: float, rng: np.random.Generator, num_layers: int = 2) -> np.ndarray:
-    """Applies `num_layers` operations, each drawn evenly out of 16, always and at one magnitude.
+    """Applies `num_layers` operations, each drawn uniformly from 16, at one magnitude.
 
     Args:
-      image: uint8 [H, W, 3], not changed.
-      magnitude: 10 is the operations' written maximum; fractions and more than 10 are allowed.
-      rng: decides all that is random.
-      num_layers: operations in a row.
+      image: uint8 [H, W, 3]; it is not modified.
+      magnitude: 10 is the operations' nominal maximum; fractions and values above 10 are allowed.
+      rng: the source of all random draws.
+      num_layers: the number of operations.
     """
     for number in rng.integers(len(_NAMES), size=num_layers):
         image = OPERATIONS[_NAMES[number]](image, magnitude / MAX_LEVEL, rng, RANDAUGMENT)
@@ -106,7 +106,7 @@ def rand_augment(image: np.ndarray, magnitude: float, rng: np.random.Generator, 
 
 
 def auto_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Applies one pair of POLICY_V0, each operation with its probability; uint8 [H, W, 3], not changed."""
+    """Applies one pair of POLICY_V0 to uint8 [H, W, 3], each operation with its probability; the input stays."""
     for name, probability, magnitude in POLICY_V0[rng.integers(len(POLICY_V0))]:
         if rng.random() < probability:
             image = OPERATIONS[name](image, magnitude / MAX_LEVEL, rng, AUTOAUGMENT)

@@ -1,4 +1,4 @@
-"""What the network sees of the same photos in each stage of a curriculum."""
+"""Previews: the network's input for the same photos in each stage of a curriculum."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from effv2_jax.network.model import NORMALIZATIONS, normalize
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Photos as a stage trains on them: uint8 [N, S, S, 3]."""
+    """Photos as one stage trains on them; `images` is uint8 [N, S, S, 3]."""
 
     stage: Stage
     title: str
@@ -27,33 +27,33 @@ class Row:
 
 
 def stage_rows(config: ConfigDict, curriculum: Curriculum, source: Source, count: int) -> list[Row]:
-    """A row a stage, each of the same first `count` readable photos of the order of epoch 0.
+    """One row per stage, each with the first `count` readable photos in the order of epoch 0.
 
-    They go through the input pipeline of training, with the draws of epoch 0, and then through the mixing of the
-    device, neighbours with each other; what is shown is the network's input, its normalisation undone.
+    The photos pass through the input pipeline of training with the random draws of epoch 0, and then through mixup and
+    cutmix, which mix neighbours. A row shows the network's input with its normalization undone.
 
     Raises:
-      UserError: a number of photos that cannot be mixed (one kind wants a multiple of 2, two of 4), or fewer readable
-        ones.
+      UserError: `count` cannot be mixed (mixup or cutmix needs a multiple of 2, both need a multiple of 4), or the
+        source has fewer readable photos.
     """
     check_input(config, 1)
     check_known("config.data.normalization", config.data.normalization, NORMALIZATIONS)
-    unit = max(2 * ((stage.mixup_alpha > 0) + (stage.cutmix_alpha > 0)) for stage in curriculum.stages)
+    unit = max(2 * sum(alpha > 0 for alpha in (stage.mixup_alpha, stage.cutmix_alpha)) for stage in curriculum.stages)
     if count < 1 or (unit and count % unit):
-        raise UserError(f"--photos={count} must be a multiple of {unit or 1}, as these stages mix")
-    indices = _readable(config, source, count)
+        raise UserError(f"--photos={count} must be a multiple of {unit or 1}, because these stages mix photos")
+    indices = _readable_indices(config, source, count)
     rows = []
     for stage in curriculum.stages:
         examples = TrainExamples(source, config, curriculum, stage.start_step, 0, 1)
         photos = np.stack([examples.augment(source.load(index)[0], 0, index, stage) for index in indices])
-        rows.append(Row(stage, _title(config, stage), _mixed(config, stage, photos)))
+        rows.append(Row(stage, _title(config, stage), _mix(config, stage, photos)))
     return rows
 
 
-def _readable(config: ConfigDict, source: Source, count: int) -> list[int]:
+def _readable_indices(config: ConfigDict, source: Source, count: int) -> list[int]:
     indices: list[int] = []
-    for place in range(len(source)):
-        _, index = place_in_epoch(place, len(source), config.seed)
+    for position in range(len(source)):
+        _, index = place_in_epoch(position, len(source), config.seed)
         try:
             source.load(index)[0].pixels()
         except BrokenImage:
@@ -61,11 +61,11 @@ def _readable(config: ConfigDict, source: Source, count: int) -> list[int]:
         indices.append(index)
         if len(indices) == count:
             return indices
-    raise UserError(f"the training split has {len(indices)} readable photos, fewer than --photos={count}")
+    raise UserError(f"the training split has only {len(indices)} readable photos; lower --photos={count}")
 
 
-def _mixed(config: ConfigDict, stage: Stage, photos: np.ndarray) -> np.ndarray:
-    """uint8 [N, S, S, 3] after what `step.make_train_step` does before the network."""
+def _mix(config: ConfigDict, stage: Stage, photos: np.ndarray) -> np.ndarray:
+    """uint8 [N, S, S, 3] after normalization and mixing as in `step.make_train_step`, with the normalization undone."""
     key = jax.random.fold_in(random_stream(config.seed, "mixing", stage.start_step), 0)
     images = normalize(jnp.asarray(photos), config.data.normalization, jnp.float32)
     images, _ = mix(key, images, jnp.zeros((len(photos), 1)), stage.mixup_alpha, stage.cutmix_alpha)
@@ -75,10 +75,12 @@ def _mixed(config: ConfigDict, stage: Stage, photos: np.ndarray) -> np.ndarray:
 
 def _title(config: ConfigDict, stage: Stage) -> str:
     data = config.data
-    used = f"RandAugment {stage.randaugment_magnitude:.3g}" if data.augmentation == "randaugment" else "no RandAugment"
-    if data.augmentation in ("autoaugment", "cutout"):
-        used += f" ({data.augmentation})"
+    augmentation = "no RandAugment"
+    if data.augmentation == "randaugment":
+        augmentation = f"RandAugment {stage.randaugment_magnitude:.3g}"
+    elif data.augmentation in ("autoaugment", "cutout"):
+        augmentation += f" ({data.augmentation})"
     return (
-        f"stage {stage.index + 1}: {stage.image_size} px, {used}, mixup {stage.mixup_alpha:.3g}, "
+        f"stage {stage.index + 1}: {stage.image_size} px, {augmentation}, mixup {stage.mixup_alpha:.3g}, "
         f"cutmix {stage.cutmix_alpha:.3g}"
     )

@@ -1,4 +1,4 @@
-"""The images to prepare, in columns: where each lies, its label, and the name that it keeps."""
+"""The index of the images to prepare, in columns: the location, label and name of each image."""
 
 import dataclasses
 import hashlib
@@ -14,68 +14,70 @@ from etils import epath
 
 from effv2_jax.data.preparation.tar_index import read_member, tar_members
 from effv2_jax.data.sources.folder import EXTENSIONS
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, join_limited
 from effv2_jax.files import is_remote, write_atomically
 
-WHOLE = -1  # the offset of an image that is a file of its own
+WHOLE_FILE = -1  # the offset of an image that is not part of a tar
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """An image below a folder: a file, or part of a tar, which counts as a folder of its name without '.tar'."""
+class ImageLocation:
+    """An image below a folder: a file, or a member of a tar, which counts as a folder named without '.tar'."""
 
     name: str  # a path below the folder
     place: str  # the path of the file or of the tar below the folder
-    offset: int = WHOLE
+    offset: int = WHOLE_FILE
     size: int = 0
 
 
-def find_images(root: epath.Path, place: str = "") -> Iterator[Entry]:
-    """All images at `root / place`, a folder or a tar, and in the folders and tars below it, in no order.
+def find_images(root: epath.Path, place: str = "") -> Iterator[ImageLocation]:
+    """All images in the folder or tar `root / place` and in the folders and tars below it, in no particular order.
 
     Raises:
-      UserError: a tar that is not local or cannot be read.
+      UserError: a tar is not local or cannot be read.
     """
     path = root / place
-    if path.suffix.lower() == ".tar":
+    if _is_tar(path):
         for member in tar_members(_local(path)):
             if _is_image(member.name):
-                yield Entry(f"{place[:-4]}/{member.name}", place, member.offset, member.size)
+                yield ImageLocation(f"{place[:-4]}/{member.name}", place, member.offset, member.size)
         return
     for child in path.iterdir():
-        below = f"{place}/{child.name}" if place else child.name
+        child_place = f"{place}/{child.name}" if place else child.name
         if child.name.startswith("."):
             continue
         if _is_image(child.name):
-            yield Entry(below, below)
-        elif child.suffix.lower() == ".tar" or child.is_dir():
-            yield from find_images(root, below)
+            yield ImageLocation(child_place, child_place)
+        elif _is_tar(child) or child.is_dir():
+            yield from find_images(root, child_place)
 
 
 def find_tars(root: epath.Path, places: Iterable[str]) -> list[epath.Path]:
-    """The tars among `root / place` and right below them, sorted; raises UserError where one is not local."""
-    paths = [root / place for place in places]
-    found = [path for path in paths if path.suffix.lower() == ".tar"]
-    for path in paths:
-        if path.suffix.lower() != ".tar":
-            found += [child for child in path.iterdir() if child.suffix.lower() == ".tar"]
-    return sorted(epath.Path(_local(path)) for path in found)
+    """The tars among `root / place` and directly below them, sorted; raises UserError if one is not local."""
+    tars = []
+    for path in (root / place for place in places):
+        tars += [path] if _is_tar(path) else [child for child in path.iterdir() if _is_tar(child)]
+    return sorted(epath.Path(_local(tar)) for tar in tars)
 
 
 def only_tars(root: epath.Path, places: Iterable[str]) -> bool:
-    """Whether every image lies in one of the tars of `find_tars`, so that their sizes and times tell of all images."""
+    """Whether all images are in the tars of `find_tars`, whose sizes and times then reveal every change."""
     return not any(
-        _is_image(child.name) or (child.suffix.lower() != ".tar" and child.is_dir())
+        _is_image(child.name) or (not _is_tar(child) and child.is_dir())
         for path in (root / place for place in places)
-        if path.suffix.lower() != ".tar"
+        if not _is_tar(path)
         for child in path.iterdir()
         if not child.name.startswith(".")
     )
 
 
+def _is_tar(path: epath.Path) -> bool:
+    return path.suffix.lower() == ".tar"
+
+
 def _local(path: epath.Path) -> str:
     if is_remote(path):
-        raise UserError(f"'{path}' is a tar that is not local; copy it to a local disk, where its parts can be read")
+        raise UserError(f"'{path}' is a remote tar, but single images are read from it; copy it to a local disk")
     return str(path)
 
 
@@ -84,15 +86,15 @@ def _is_image(name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
-    """Images of one split, in the order of their names; N of them.
+class SplitIndex:
+    """The N images of one split, ordered by name.
 
     Args:
-      root: the folder that `places` are below.
-      names: bytes [N], unique; 'n01440764_10026.JPEG'.
+      root: the folder that contains `places`.
+      names: unique names, bytes [N], such as 'n01440764_10026.JPEG'.
       labels: int32 [N].
-      places: bytes [N], of the file or tar.
-      offsets, sizes: int64 [N], of the bytes in the tar; WHOLE and 0 for a file of its own.
+      places: the path of the file or tar below `root`, bytes [N].
+      offsets, sizes: of the image in the tar in bytes, int64 [N]; WHOLE_FILE and 0 for an image outside tars.
     """
 
     root: str
@@ -105,14 +107,14 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, rows: np.ndarray) -> "Listing":
-        """Some of the rows."""
-        return Listing(self.root, *(getattr(self, field)[rows] for field in COLUMNS))
+    def take(self, rows: np.ndarray) -> "SplitIndex":
+        """The images at `rows`, in that order."""
+        return SplitIndex(self.root, *(getattr(self, field)[rows] for field in COLUMNS))
 
     def read(self, row: int) -> bytes:
-        """The bytes of an image; raises OSError."""
+        """The bytes of an image; raises OSError if it cannot be read."""
         path = f"{self.root}/{os.fsdecode(self.places[row])}"
-        if self.offsets[row] == WHOLE:
+        if self.offsets[row] == WHOLE_FILE:
             return epath.Path(path).read_bytes()
         return read_member(path, int(self.offsets[row]), int(self.sizes[row]))
 
@@ -121,64 +123,58 @@ class Listing:
 
     @property
     def fingerprint(self) -> str:
-        """Tells these images from others, wherever they lie."""
+        """A hash of names and labels, independent of where the images are stored."""
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(name + b"\0")
-        # Of files of their own the size is not known, nor does it matter where in a tar an image lies.
+        # Sizes are left out because those of files outside tars are unknown, and offsets because they do not matter.
         digest.update(self.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
 
 COLUMNS = ("names", "labels", "places", "offsets", "sizes")
-Row = tuple[str, str, Entry]  # the image's name, its class, where it is
-Listings = dict[str, Listing]  # of the splits
+Row = tuple[str, str, ImageLocation]  # the image's name, its class, its location
+ImageIndex = dict[str, SplitIndex]  # by split
 
 
-def make_listings(
+def make_index(
     root: epath.Path, splits: dict[str, list[Row]], classes: Sequence[str] = ()
-) -> tuple[tuple[str, ...], Listings]:
-    """The classes, sorted, and the listings of the splits, whose labels are places in `classes` (by default all found).
+) -> tuple[tuple[str, ...], ImageIndex]:
+    """The class names and the index. Labels are positions in `classes`, by default all classes of the rows, sorted.
 
     Raises:
-      UserError: two images of one name, or a class that a split lacks.
+      UserError: two images of a split have the same name, or a split lacks a class.
     """
-    found = {split: {label for _, label, _ in rows} for split, rows in splits.items()}
-    names = tuple(classes) or tuple(sorted(set().union(*found.values())))
-    lacking = {split: sorted(set(names) - there) for split, there in found.items()}
-    if any(lacking.values()):
-        which = "; ".join(f"{split} has no {some(absent)}" for split, absent in lacking.items() if absent)
-        raise UserError(f"classes without an image in '{root}': {which}")
+    classes_of = {split: {label for _, label, _ in rows} for split, rows in splits.items()}
+    names = tuple(classes) or tuple(sorted(set().union(*classes_of.values())))
+    missing = {split: sorted(set(names) - present) for split, present in classes_of.items()}
+    if any(missing.values()):
+        listed = "; ".join(f"{split} has no {join_limited(absent)}" for split, absent in missing.items() if absent)
+        raise UserError(f"classes without an image in '{root}': {listed}")
     labels = {name: label for label, name in enumerate(names)}
-    return names, {split: _listing(root, rows, labels) for split, rows in splits.items()}
+    return names, {split: _split_index(root, rows, labels) for split, rows in splits.items()}
 
 
-def _listing(root: epath.Path, rows: list[Row], labels: dict[str, int]) -> Listing:
+def _split_index(root: epath.Path, rows: list[Row], labels: dict[str, int]) -> SplitIndex:
     rows = sorted(rows, key=lambda row: row[0])
-    for (name, _, one), (other, _, two) in itertools.pairwise(rows):
-        if name == other:
-            raise UserError(f"'{root}' holds two images of the name '{name}': {one.name} and {two.name}")
-    return Listing(
+    for (name, _, location), (next_name, _, next_location) in itertools.pairwise(rows):
+        if name == next_name:
+            raise UserError(f"'{root}' has two images named '{name}': {location.name} and {next_location.name}")
+    return SplitIndex(
         str(root),
         np.array([os.fsencode(name) for name, _, _ in rows], np.bytes_),
         np.array([labels[label] for _, label, _ in rows], np.int32),
-        np.array([os.fsencode(entry.place) for _, _, entry in rows], np.bytes_),
-        np.array([entry.offset for _, _, entry in rows], np.int64),
-        np.array([entry.size for _, _, entry in rows], np.int64),
+        np.array([os.fsencode(location.place) for _, _, location in rows], np.bytes_),
+        np.array([location.offset for _, _, location in rows], np.int64),
+        np.array([location.size for _, _, location in rows], np.int64),
     )
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """'a, b, c and 7 more'."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def save_index(path: epath.Path, stamp: str, classes: Sequence[str], listings: Listings) -> None:
-    """Keeps what reading all headers took; `load_index` takes it where the stamp is the same."""
+def save_index(path: epath.Path, stamp: str, classes: Sequence[str], index: ImageIndex) -> None:
+    """Saves the index, so that `load_index` with the same stamp avoids reading all headers again."""
     columns = {
-        f"{split}.{column}": getattr(listing, column)
-        for split, listing in listings.items()
+        f"{split}.{column}": getattr(split_index, column)
+        for split, split_index in index.items()
         for column in ("root", *COLUMNS)
     }
     buffer = io.BytesIO()
@@ -186,15 +182,15 @@ def save_index(path: epath.Path, stamp: str, classes: Sequence[str], listings: L
     write_atomically(path, buffer.getvalue())
 
 
-def load_index(path: epath.Path, stamp: str) -> tuple[tuple[str, ...], Listings] | None:
-    """What was saved, or None: nothing, of another stamp, or damaged."""
+def load_index(path: epath.Path, stamp: str) -> tuple[tuple[str, ...], ImageIndex] | None:
+    """The saved class names and index; None if the file does not exist, has another stamp or is damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as file:
             if str(file["stamp"]) != stamp:
                 return None
             splits = sorted({name.partition(".")[0] for name in file.files if "." in name})
             return tuple(map(str, file["classes"])), {
-                split: Listing(str(file[f"{split}.root"]), *(file[f"{split}.{column}"] for column in COLUMNS))
+                split: SplitIndex(str(file[f"{split}.root"]), *(file[f"{split}.{column}"] for column in COLUMNS))
                 for split in splits
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -202,6 +198,6 @@ def load_index(path: epath.Path, stamp: str) -> tuple[tuple[str, ...], Listings]
 
 
 def stamp_of(root: epath.Path, tars: Sequence[epath.Path]) -> str:
-    """Changes when a tar does, by its size and time."""
+    """A text that changes whenever the size or the modification time of a tar changes."""
     stats = [(str(tar), os.stat(tar)) for tar in tars]
     return json.dumps([str(root), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])

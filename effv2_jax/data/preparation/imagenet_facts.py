@@ -1,4 +1,4 @@
-"""What is known of ImageNet's true files, and whether those at hand are they."""
+"""Published facts about ImageNet and ImageNet-21k, and the comparison of local files with them."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
-from effv2_jax.data.preparation.image_index import Listings, stamp_of
+from effv2_jax.data.preparation.image_index import ImageIndex, stamp_of
 from effv2_jax.errors import UserError
 from effv2_jax.files import write_atomically
 from effv2_jax.monitoring.progress_bar import bar
@@ -18,17 +18,17 @@ _BLOCK = 1 << 24  # bytes read at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """What is known of a data set's true files.
+class DatasetFacts:
+    """Published facts about the files of a data set.
 
     Args:
-      name, version: TFDS'.
-      places: split -> what it is called in the source, best first.
-      md5: of tars by name.
-      examples: number of classes -> split -> images, where known; {}: any number of classes will do.
-      exact: whether other numbers of images are an error; else they are told.
-      class_names: sorted, or () where they are what the source has.
-      validation_labels: class names of ILSVRC2012_val_00000001 and so on.
+      name, version: as in TFDS.
+      places: split -> its possible files or folders in the source, best first.
+      md5: tar name -> MD5 sum.
+      examples: number of classes -> split -> number of images if known; {} accepts any number of classes.
+      exact: whether a differing number of images is an error or only reported.
+      class_names: sorted; () accepts the classes of the source.
+      validation_labels: the class names of ILSVRC2012_val_00000001 and so on.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Published:
     validation_labels: tuple[str, ...] = ()
 
 
-def imagenet() -> Published:
-    """ILSVRC 2012: sums as torchvision's `datasets/imagenet.py` has them, labels from TFDS."""
+def imagenet() -> DatasetFacts:
+    """ILSVRC 2012; the MD5 sums are from torchvision's `datasets/imagenet.py`, the labels from TFDS."""
     import tensorflow_datasets as tfds
 
     folder = Path(str(tfds.core.tfds_path("datasets/imagenet2012")))
-    return Published(
+    return DatasetFacts(
         name="imagenet2012",
         version="5.1.0",
         places={
@@ -64,13 +64,14 @@ def imagenet() -> Published:
     )
 
 
-def imagenet21k() -> Published:
-    """The releases of fall 2011 and winter 2021 and their processed versions; numbers of the latter from
-    Alibaba-MIIL/ImageNet21K `dataset_preprocessing/processing_instructions.md`, of the whole from image-net.org.
+def imagenet21k() -> DatasetFacts:
+    """The releases of fall 2011 (21,841 classes) and winter 2021 (19,167) and their processed versions.
 
-    Copies of the whole differ by some images, so their numbers are told and no error.
+    Numbers of the processed versions are from Alibaba-MIIL/ImageNet21K
+    `dataset_preprocessing/processing_instructions.md`, that of the full release is from image-net.org. Copies of the
+    full release differ by a few images, so a differing number is reported and not an error.
     """
-    return Published(
+    return DatasetFacts(
         name="imagenet21k",
         version="1.0.0",
         places={
@@ -88,37 +89,41 @@ def imagenet21k() -> Published:
     )
 
 
-def check_numbers(published: Published, root: epath.Path, classes: int, listings: Listings) -> list[str]:
-    """What differs from the published numbers of images.
+def check_counts(facts: DatasetFacts, root: epath.Path, classes: int, index: ImageIndex) -> list[str]:
+    """One note per split whose number of images differs from the published one.
 
     Raises:
-      UserError: another number of classes; of images, where these are exact.
+      UserError: the number of classes differs, or a number of images does and `facts.exact` is set.
     """
-    if not published.examples:
+    if not facts.examples:
         return []
-    if classes not in published.examples:
-        known = " or ".join(f"{number:,}" for number in published.examples)
-        raise UserError(f"'{root}' has {classes:,} classes, {published.name} has {known}; is it whole?")
+    if classes not in facts.examples:
+        known = " or ".join(f"{number:,}" for number in facts.examples)
+        raise UserError(
+            f"'{root}' has {classes:,} classes, but {facts.name} has {known}; check that the download is complete"
+        )
     notes = [
-        f"{len(listings[split]):,} images of {split}, published are {number:,}"
-        for split, number in published.examples[classes].items()
-        if split in listings and len(listings[split]) != number
+        f"{len(index[split]):,} images of {split} instead of the published {number:,}"
+        for split, number in facts.examples[classes].items()
+        if split in index and len(index[split]) != number
     ]
-    if notes and published.exact:
-        raise UserError(f"'{root}' is not {published.name} as published: {'; '.join(notes)}; is it whole?")
+    if notes and facts.exact:
+        raise UserError(
+            f"'{root}' differs from the published {facts.name}: {'; '.join(notes)}; check that the download is complete"
+        )
     return notes
 
 
-def check_md5(tars: Sequence[epath.Path], md5: Mapping[str, str], seen: epath.Path) -> None:
-    """Compares the MD5 sums of the tars that `md5` names; `seen` is a file that keeps which were right.
+def check_md5(tars: Sequence[epath.Path], md5: Mapping[str, str], record: epath.Path) -> None:
+    """Compares the tars that are named in `md5` with these MD5 sums; the file `record` lists tars already verified.
 
     Raises:
       UserError: a sum differs.
     """
-    right = json.loads(seen.read_text()) if seen.exists() else []
+    verified = json.loads(record.read_text()) if record.exists() else []
     for tar in tars:
         stamp = [stamp_of(tar.parent, [tar]), md5.get(tar.name)]
-        if tar.name not in md5 or stamp in right:
+        if tar.name not in md5 or stamp in verified:
             continue
         digest = hashlib.md5(usedforsecurity=False)
         with bar(f"MD5 of {tar.name}", os.stat(tar).st_size, "bytes") as advance, open(tar, "rb", buffering=0) as file:
@@ -127,8 +132,8 @@ def check_md5(tars: Sequence[epath.Path], md5: Mapping[str, str], seen: epath.Pa
                 advance(len(block))
         if digest.hexdigest() != md5[tar.name]:
             raise UserError(
-                f"'{tar}' has the MD5 sum {digest.hexdigest()}, published is {md5[tar.name]}: download it again, or "
-                "take it as it is with --skip_checksums"
+                f"'{tar}' has the MD5 sum {digest.hexdigest()} instead of the published {md5[tar.name]}: download it "
+                "again, or use it as it is with --skip_checksums"
             )
-        right.append(stamp)
-        write_atomically(seen, json.dumps(right).encode())
+        verified.append(stamp)
+        write_atomically(record, json.dumps(verified).encode())

@@ -1,7 +1,7 @@
-"""ArrayRecord files as TFDS reads them, written by several processes, each file as a whole or not at all.
+"""ArrayRecord files in TFDS's format, written by several processes, each file completely or not at all.
 
-Which image is where in which file is a function of the images' names alone: the same on every machine, with any number
-of processes, and however often the work was interrupted.
+The position of each image is a function of the images' names alone, so the files are equal on every machine, with any
+number of processes, and after any interruption.
 """
 
 import concurrent.futures.process
@@ -20,35 +20,35 @@ import numpy as np
 from etils import epath
 
 from effv2_jax.data.images.decode import BrokenImage, Picture
-from effv2_jax.data.preparation.image_index import Listing
+from effv2_jax.data.preparation.image_index import SplitIndex
 from effv2_jax.errors import Unavailable, UserError
 from effv2_jax.files import AtomicFile, is_remote, write_atomically
 
-RECORDS = "prepare"  # folder of what is known of finished shards, while others are not
-IMAGES_PER_SHARD = 4096  # of ImageNet 0.45 GB: what an interruption loses of each process's work
-MAX_SHARDS = 512  # a reader keeps all of them open, and a process often may have only 1024 files
+RECORDS = "prepare"  # folder of the records of finished shards while the data set is unfinished
+IMAGES_PER_SHARD = 4096  # 0.45 GB of ImageNet; an interruption loses at most this much work per process
+MAX_SHARDS = 512  # a reader keeps all shards open, and the limit is often 1024 open files per process
 JPEG_ENDINGS = (".jpg", ".jpeg")
-QUALITY = 100  # of an image that has to be encoded again, as TFDS does: a few images, no loss that is worth a byte
+QUALITY = 100  # of re-encoded JPEGs, as in TFDS; there are few, so their size does not matter
 
 
-def shuffled(listing: Listing, split: str) -> np.ndarray:
-    """The order of the images in the files, int64 [N]: by a hash of split and name.
+def shuffled(index: SplitIndex, split: str) -> np.ndarray:
+    """The order of the images in the files, int64 [N], by a hash of split and name.
 
-    A random order, so that 'train[:25021]' is a random sample, and yet one that needs no seed, no library's random
-    numbers and no other images: each name has its place for good.
+    The order is random, so that 'train[:25021]' is a random sample. It depends on no seed and no library, and adding
+    images does not change the relative order of the others.
     """
-    keys = [hashlib.sha256(f"{split}/".encode() + name).digest() for name in listing.names]
+    keys = [hashlib.sha256(f"{split}/".encode() + name).digest() for name in index.names]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file to write: `listing` holds its images in their order."""
+    """A file to write; `images` are in the order of the file."""
 
     folder: str
     name: str  # of the file
-    listing: Listing
-    strict: bool  # a broken image stops the work
+    images: SplitIndex
+    strict: bool  # whether a broken image is an error
 
     @property
     def path(self) -> epath.Path:
@@ -59,28 +59,31 @@ class Shard:
         return epath.Path(self.folder) / RECORDS / f"{self.name}.json"
 
 
-def make_shards(folder: epath.Path, data_set: str, split: str, listing: Listing, strict: bool) -> list[Shard]:
-    """The files of a split, whose numbers of images differ by one at most."""
-    order = shuffled(listing, split)
-    count = min(MAX_SHARDS, -(-len(listing) // IMAGES_PER_SHARD))
-    bounds = [len(listing) * index // count for index in range(count + 1)]
+def make_shards(folder: epath.Path, data_set: str, split: str, index: SplitIndex, strict: bool) -> list[Shard]:
+    """The files of a split; their numbers of images differ by at most one."""
+    order = shuffled(index, split)
+    count = min(MAX_SHARDS, -(-len(index) // IMAGES_PER_SHARD))
+    bounds = [len(index) * number // count for number in range(count + 1)]
     return [
         Shard(
             str(folder),
-            f"{data_set}-{split}.array_record-{index:05}-of-{count:05}",
-            listing.take(order[bounds[index] : bounds[index + 1]]),
+            f"{data_set}-{split}.array_record-{number:05}-of-{count:05}",
+            index.take(order[bounds[number] : bounds[number + 1]]),
             strict,
         )
-        for index in range(count)
+        for number in range(count)
     ]
 
 
-def finished(shard: Shard) -> dict[str, Any] | None:
-    """What `write_shard` gave when it wrote this very shard whole, or None: what was left out may be mended by now."""
+def finished_record(shard: Shard) -> dict[str, Any] | None:
+    """The record of `write_shard` if the shard is finished, else None.
+
+    A shard that left out an image counts as unfinished, because the image may have been repaired.
+    """
     try:
         record = json.loads(shard.record_path.read_text())
-        known = record["fingerprint"] == shard.listing.fingerprint
-        if known and _size(shard.path) == record["bytes"] and not record["left_out"]:
+        is_same = record["fingerprint"] == shard.images.fingerprint
+        if is_same and _size(shard.path) == record["bytes"] and not record["left_out"]:
             return record
     except (OSError, ValueError, KeyError):
         pass
@@ -88,52 +91,54 @@ def finished(shard: Shard) -> dict[str, Any] | None:
 
 
 def _size(path: epath.Path) -> int:
-    # etils' own asks for the name of the owner, who may have none in a container.
+    # etils looks up the owner's name, which may not exist in a container.
     return path.stat().length if is_remote(path) else os.stat(path).st_size
 
 
 def write_shard(shard: Shard) -> dict[str, Any]:
-    """Writes a shard; gives {'fingerprint', 'bytes' of the file, 'examples', 'encoded_again', 'left_out'}.
+    """Writes a shard and its record {'fingerprint', 'bytes' of the file, 'examples', 'encoded_again', 'left_out'}.
 
     The last two are lists of {'file', 'why'}.
 
     Raises:
-      UserError: an image is broken and the shard is strict; the source cannot be read.
+      UserError: the source cannot be read, or an image is broken and the shard is strict.
     """
     from array_record.python import array_record_module
 
-    record: dict[str, Any] = {"fingerprint": shard.listing.fingerprint, "encoded_again": [], "left_out": []}
+    record: dict[str, Any] = {"fingerprint": shard.images.fingerprint, "encoded_again": [], "left_out": []}
     with AtomicFile(shard.path) as path:
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-        for row in range(len(shard.listing)):
+        for row in range(len(shard.images)):
             if (example := _example(shard, row, record)) is not None:
                 writer.write(example)
         writer.close()
         record["bytes"] = path.stat().st_size
-    record["examples"] = len(shard.listing) - len(record["left_out"])
+    record["examples"] = len(shard.images) - len(record["left_out"])
     write_atomically(shard.record_path, json.dumps(record).encode())
     return record
 
 
 def _example(shard: Shard, row: int, record: dict[str, Any]) -> bytes | None:
-    """The serialized example of a row, or None where the image is left out; `record` tells of it."""
-    name = shard.listing.name(row)
+    """The serialized example of a row, or None if the image is left out; both cases are noted in `record`."""
+    name = shard.images.name(row)
     try:
-        data, why = normalize_encoding(name, shard.listing.read(row))
+        data, why = normalize_encoding(name, shard.images.read(row))
     except OSError as error:
-        raise UserError(f"'{name}' cannot be read from '{shard.listing.root}': {error}; is the source whole?") from None
+        raise UserError(
+            f"'{name}' cannot be read from '{shard.images.root}': {error}; check that the source is complete"
+        ) from None
     except BrokenImage as error:
         if shard.strict:
-            raise UserError(f"'{name}' is broken: {error}; without --strict it is left out") from None
+            raise UserError(f"'{name}' is broken: {error}; omit --strict to leave it out") from None
         record["left_out"].append({"file": name, "why": str(error)})
         return None
     if why:
         record["encoded_again"].append({"file": name, "why": why})
-    return serialize({"image": data, "label": int(shard.listing.labels[row]), "file_name": os.fsencode(name)})
+    return serialize({"image": data, "label": int(shard.images.labels[row]), "file_name": os.fsencode(name)})
 
 
 def serialize(example: dict[str, bytes | int]) -> bytes:
-    """A tf.Example of bytes and whole numbers as TFDS stores them, without TensorFlow; equal examples, equal bytes."""
+    """A tf.Example of bytes and integers in TFDS's format, deterministic and without TensorFlow."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     proto = tf_example_pb2.Example()
@@ -147,17 +152,17 @@ def serialize(example: dict[str, bytes | int]) -> bytes:
 
 
 def normalize_encoding(name: str, data: bytes) -> tuple[bytes, str]:
-    """The bytes to store and why they are other ones, '' where they are not.
+    """The bytes to store, and the reason if they differ from `data`, else ''.
 
-    A JPEG in CMYK, and a file with the name of a JPEG that is of another format, become JPEGs in RGB: TensorFlow and
-    others read them wrongly or not at all. All else keeps its bytes.
+    CMYK JPEGs, and files of another format with the name of a JPEG, become RGB JPEGs, because TensorFlow and other
+    libraries misread or reject them. All other bytes are kept.
 
     Raises:
-      BrokenImage: with the reason; the whole image is decoded.
+      BrokenImage: with the reason. The whole image is decoded to find damage.
     """
     picture = Picture(data)
     pixels = picture.pixels()
-    is_jpeg = data.startswith(b"\xff\xd8")  # Pillow calls some of them by another name
+    is_jpeg = data.startswith(b"\xff\xd8")  # Pillow reports another format for some JPEGs
     if is_jpeg and picture.mode == "CMYK":
         why = "a JPEG in CMYK"
     elif not is_jpeg and name.lower().endswith(JPEG_ENDINGS):
@@ -175,11 +180,11 @@ def normalize_encoding(name: str, data: bytes) -> tuple[bytes, str]:
 
 
 def write_shards(shards: list[Shard], workers: int, done: Callable[[Shard, dict[str, Any]], None]) -> None:
-    """Writes shards in `workers` processes, 0: in this one; `done(shard, record)` is called as each is finished.
+    """Writes shards in `workers` processes, or in this process if 0; calls `done(shard, record)` after each.
 
     Raises:
-      UserError: as `write_shard`; the others are given up.
-      Unavailable: a process was killed.
+      UserError: as `write_shard`; the remaining shards are cancelled.
+      Unavailable: a worker was killed.
     """
     if not workers:
         for shard in shards:
@@ -193,15 +198,15 @@ def write_shards(shards: list[Shard], workers: int, done: Callable[[Shard, dict[
             done(futures[future], future.result())
     except concurrent.futures.process.BrokenProcessPool:
         raise Unavailable(
-            "a process that wrote a shard was killed; memory may be short. The same command goes on, and "
-            "--workers=N sets how many there are"
+            "a worker process was killed, possibly because memory ran out; run the same command again to resume, with "
+            "fewer workers (--workers=N) if it happens again"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_with_the_parent() -> None:
-    """A worker leaves when its parent is gone, however that ended, and not on a Ctrl-C that is meant for all."""
+    """Makes a worker exit when its parent process ends for any reason, and ignore Ctrl-C, which the parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

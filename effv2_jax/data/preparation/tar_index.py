@@ -1,4 +1,4 @@
-"""Where files lie inside a tar, found by reading headers only, tars inside it included; and their bytes."""
+"""Random access to the files in a tar and in tars inside it; only headers are read to locate them."""
 
 import dataclasses
 import tarfile
@@ -12,34 +12,34 @@ from effv2_jax.errors import UserError
 class Member:
     """A file inside a tar: `size` bytes from `offset` of the outermost tar."""
 
-    name: str  # a path; a tar inside the tar is a folder of its name without '.tar'
+    name: str  # a path; a tar inside the tar counts as a folder named without '.tar'
     offset: int
     size: int
 
 
 def tar_members(path: str) -> Iterator[Member]:
-    """The files of a local, uncompressed tar in the order in which they lie there.
+    """The files of a local, uncompressed tar in the order in which they are stored.
 
     Raises:
-      UserError: it cannot be read, is compressed, no tar, or cut short.
+      UserError: the file cannot be read, or it is compressed, truncated or not a tar.
     """
     try:
         with open(path, "rb") as file:
             yield from _members(file, "", 0)
     except tarfile.TarError as error:
         raise UserError(
-            f"'{path}' cannot be read as a tar file: {error}; a compressed one has to be unpacked first, a file cut "
-            "short to be downloaded again"
+            f"'{path}' cannot be read as a tar file: {error}; unpack it first if it is compressed, download it again "
+            "if it is truncated"
         ) from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from None
 
 
 def _members(file: IO[bytes], prefix: str, start: int) -> Iterator[Member]:
-    # 'r:' takes no compression; a member's data are passed over by a seek.
+    # 'r:' refuses compression, so that tarfile skips the data of a member by a seek.
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it keeps each header, gigabytes of millions of files
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps all headers: gigabytes
             if not member.isreg() or member.issparse():
                 continue
             name = prefix + member.name.removeprefix("./")
@@ -55,7 +55,7 @@ def read_member(path: str, offset: int, size: int) -> bytes:
     """The bytes of a member.
 
     Raises:
-      OSError: the tar cannot be read, or ends before the member does.
+      OSError: the tar cannot be read, or it ends within the member.
     """
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
@@ -64,5 +64,5 @@ def read_member(path: str, offset: int, size: int) -> bytes:
             parts.append(part)
             size -= len(part)
     if size:
-        raise OSError(f"'{path}' ends too early")
+        raise OSError(f"'{path}' is truncated")
     return b"".join(parts)

@@ -1,9 +1,11 @@
-"""Where examples come from: one module per kind of source, and `make_sources`, which chooses."""
+"""Sources of examples: one module per kind of source, and `make_sources`, which selects one by the config."""
 
 from ml_collections import ConfigDict
 
 from effv2_jax.data.source import Sources
 from effv2_jax.errors import UserError, check_known
+
+__all__ = ["SOURCES", "make_sources"]
 
 SOURCES = ("tfds", "folder", "csv", "digits")
 
@@ -12,23 +14,25 @@ def make_sources(config: ConfigDict) -> Sources:
     """The sources of `config.data`.
 
     Raises:
-      UserError: what would stop training later: no such data, an empty class, a missing split, other classes in
-        evaluation, another number of examples than `config.data.num_examples`.
+      UserError: any fault in the data that would stop training later: the data or a split do not exist, a class is
+        empty, the splits have different classes, or `config.data.num_examples` differs from the number of examples.
     """
     check_known("config.data.source", config.data.source, SOURCES)
-    if config.data.source == "folder":
-        from effv2_jax.data.sources.folder import folder_sources as make
-    elif config.data.source == "tfds":
-        from effv2_jax.data.sources.tfds import tfds_sources as make
-    elif config.data.source == "csv":
-        from effv2_jax.data.sources.csv_list import csv_sources as make
-    else:
-        from effv2_jax.data.sources.digits import digits_sources as make
-    sources = make(config)
-    expected, found = config.data.num_examples, len(sources.train)
-    if expected and expected != found:
+    # Imported only if used: TFDS and scikit-learn are slow to import.
+    match config.data.source:
+        case "tfds":
+            from effv2_jax.data.sources.tfds import tfds_sources as open_sources
+        case "folder":
+            from effv2_jax.data.sources.folder import folder_sources as open_sources
+        case "csv":
+            from effv2_jax.data.sources.csv_list import csv_sources as open_sources
+        case "digits":
+            from effv2_jax.data.sources.digits import digits_sources as open_sources
+    sources = open_sources(config)
+    expected, actual = config.data.num_examples, len(sources.train)
+    if expected and expected != actual:
         raise UserError(
-            f"config.data.num_examples is {expected}, but the training split holds {found}: "
-            f"set --config.data.num_examples={found} if the data is complete"
+            f"config.data.num_examples is {expected}, but the training split has {actual}: "
+            f"set --config.data.num_examples={actual} if the data is complete"
         )
     return sources

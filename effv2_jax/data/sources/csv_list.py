@@ -13,10 +13,10 @@ COLUMNS = ("file", "label")
 
 
 def csv_sources(config: ConfigDict) -> Sources:
-    """Labels that are whole numbers are classes by number, '0' to the largest in either file; others are names, sorted.
+    """The sources of two CSV files. Integer labels are class numbers from 0 to the largest; others are class names.
 
     Raises:
-      UserError: no such file, other columns, no rows, or labels of both kinds.
+      UserError: a file does not exist, lacks a column, or has no rows, or the labels mix numbers and names.
     """
     data = config.data
     root = epath.Path(data.name)
@@ -24,14 +24,14 @@ def csv_sources(config: ConfigDict) -> Sources:
     labels = {label for part in rows for _, label in part}
     numbers = {label for label in labels if label.isdecimal()}
     if numbers and numbers != labels:
-        strange = sorted(labels - numbers)[0]
-        raise UserError(f"the labels in '{root}' are numbers and names, such as '{strange}'; they must be of one kind")
+        name = min(labels - numbers)
+        raise UserError(f"the labels in '{root}' mix numbers and names, such as '{name}'; use only one of the two")
     names = tuple(map(str, range(max(map(int, numbers)) + 1))) if numbers else tuple(sorted(labels))
-    index = {name: label for label, name in enumerate(names)}
+    label_of = {name: label for label, name in enumerate(names)}
 
     def source(part: list[tuple[str, str]]) -> Folder:
-        found = [index[str(int(label)) if numbers else label] for _, label in part]
-        return Folder(str(root), [file for file, _ in part], found, names)
+        part_labels = [label_of[str(int(label)) if numbers else label] for _, label in part]
+        return Folder(str(root), [file for file, _ in part], part_labels, names)
 
     return Sources(*map(source, rows))
 
@@ -39,8 +39,8 @@ def csv_sources(config: ConfigDict) -> Sources:
 def _read(path: epath.Path) -> list[tuple[str, str]]:
     if not path.exists():
         raise UserError(
-            f"there is no '{path}'; config.data.source='csv' reads DIR/SPLIT.csv, DIR being config.data.name and SPLIT "
-            "config.data.train_split and config.data.evaluation_split"
+            f"there is no '{path}'; config.data.source='csv' reads DIR/SPLIT.csv, where DIR is config.data.name and "
+            "SPLIT is config.data.train_split or config.data.evaluation_split"
         )
     with path.open("r") as file:
         reader = csv.DictReader(file)
@@ -49,5 +49,5 @@ def _read(path: epath.Path) -> list[tuple[str, str]]:
             raise UserError(f"'{path}' has no column {' and no column '.join(missing)} in its first line")
         rows = [(row["file"] or "", row["label"] or "") for row in reader]
     if not rows or not all(file and label for file, label in rows):
-        raise UserError(f"'{path}' has no rows, or one without file or label")
+        raise UserError(f"'{path}' has no rows, or a row without a file or label")
     return rows

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits: real data that needs no download (UCI, Alpaydin and Kaynak, 1998)."""
+"""scikit-learn's 1,797 handwritten digits, real data without a download (UCI, Alpaydin and Kaynak, 1998)."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ EVALUATE_EVERY = 5  # every fifth digit of a class is held out
 
 
 class Digits:
-    """Images [8, 8, 3] of one colour, 0 to 255."""
+    """Some of the digits: grey images [8, 8, 3] with values 0 to 255."""
 
     class_names = tuple(str(digit) for digit in range(10))
 
@@ -32,13 +32,13 @@ class Digits:
 
 
 def digits_sources(config: ConfigDict) -> Sources:
-    """A split by a fixed rule, the same share of each class: 1,442 training and 355 evaluation digits."""
+    """A fixed split with the same share of each class: 1,442 digits for training and 355 for evaluation."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
     labels = data.target
-    rank = np.empty(len(labels), int)  # of a digit among its class
+    rank = np.empty(len(labels), int)  # position of a digit within its class
     for digit in range(10):
         rank[labels == digit] = np.arange((labels == digit).sum())
     held_out = rank % EVALUATE_EVERY == EVALUATE_EVERY - 1

@@ -1,4 +1,4 @@
-"""A folder of images, a subfolder a class: local, or anywhere that etils' epath reads, such as gs://."""
+"""A folder of images with one subfolder per class, local or remote (any scheme of etils's epath, such as gs://)."""
 
 import hashlib
 import os
@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from effv2_jax.data.images.decode import BrokenImage, Picture
 from effv2_jax.data.source import Sources
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, join_limited
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-SPLIT_ALIASES = {  # what such folders are called elsewhere, best first
+SPLIT_ALIASES = {  # common names of such folders, best first
     "train_split": ("train", "training"),
     "evaluation_split": ("validation", "val", "valid", "test", "testing", "eval"),
 }
@@ -24,21 +24,21 @@ class Folder:
 
     Args:
       root: the folder.
-      files: paths below it, '/'-separated.
-      labels: of the files.
+      files: '/'-separated paths below it.
+      labels: one label per file.
       class_names: by label.
     """
 
     def __init__(self, root: str, files: list[str], labels: list[int], class_names: tuple[str, ...]):
         self.class_names = class_names
         self._root = root
-        # One array of bytes: a million Python strings would be copied into every worker process.
+        # One array of bytes, because a million Python strings would be copied to every worker process.
         self._files = np.array([os.fsencode(name) for name in files])
         self._labels = np.array(labels, np.int32)
 
     @property
     def fingerprint(self) -> str:
-        """Of names and classes, not of the files' contents, which would all have to be read."""
+        """Covers names and classes, but not the contents of the files, which would all have to be read."""
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         for array in (self._files, self._labels):
             digest.update(array.tobytes())
@@ -59,22 +59,22 @@ class Folder:
 
 
 def folder_sources(config: ConfigDict) -> Sources:
-    """`DIR/train/CLASS/*` and `DIR/EVALUATION/CLASS/*`, or `DIR/CLASS/*` of which `holdout_percent` is held out.
+    """The sources of `DIR/train/CLASS/*` and `DIR/EVALUATION/CLASS/*`, or of `DIR/CLASS/*` with a held-out share.
 
     Raises:
-      UserError: no folder, a missing split, an empty class, or classes that differ between the splits.
+      UserError: the folder or a split does not exist, a class is empty, or the splits have different classes.
     """
     data = config.data
     root = epath.Path(data.name)
     if not data.name or not root.is_dir():
-        raise UserError(f"config.data.name='{data.name}' is no folder of images")
+        raise UserError(f"config.data.name='{data.name}' is not a folder of images")
     splits = _subfolders(root)
     if data.holdout_percent:
         if data.train_split in splits and _subfolders(root / data.train_split):
             raise UserError(
-                f"'{root}' is split already, and config.data.holdout_percent splits a folder of classes: "
-                f"--config.data.name={root / data.train_split} holds a share of its training images out, "
-                "--config.data.holdout_percent=0 takes the splits as they are"
+                f"'{root}' is already split, but config.data.holdout_percent needs a folder of classes: set "
+                f"--config.data.name={root / data.train_split} to hold out a share of its training images, or "
+                "--config.data.holdout_percent=0 to use the existing splits"
             )
         return _held_out(root, splits, data.holdout_percent)
     for field in ("train_split", "evaluation_split"):
@@ -93,7 +93,7 @@ def folder_sources(config: ConfigDict) -> Sources:
 
 
 def split_folders(root: epath.Path) -> list[str]:
-    """The subfolders with the name of a split, as SPLIT_ALIASES has them, and folders or tars in them."""
+    """The subfolders that have the name of a split (see SPLIT_ALIASES) and contain folders or tars."""
     return [
         name
         for name in _subfolders(root)
@@ -103,10 +103,10 @@ def split_folders(root: epath.Path) -> list[str]:
 
 
 def all_splits(root: epath.PathLike) -> dict[str, Folder]:
-    """Every split of a folder, to look at; 'images' where it holds the classes themselves.
+    """All splits of a folder; one split 'images' if the folder contains the classes themselves.
 
     Raises:
-      UserError: no folders of classes, or an empty one.
+      UserError: there are no class folders, or one is empty.
     """
     root = epath.Path(root)
     splits = {name: root / name for name in split_folders(root)} or {"images": root}
@@ -118,16 +118,16 @@ def _missing_split(root: epath.Path, splits: list[str], field: str, data: Config
     close = [name for name in splits if name.lower() in aliases]
     if close:
         best = min(close, key=lambda name: aliases.index(name.lower()))
-        hint = f"--config.data.{field}={best} takes that"
+        hint = f"set --config.data.{field}={best}"
     elif field == "evaluation_split":
         hint = (
-            f"--config.data.name={root / data.train_split} --config.data.holdout_percent=20 holds a share of the "
-            "training images out"
+            f"set --config.data.name={root / data.train_split} --config.data.holdout_percent=20 to hold out a share of "
+            "the training images"
         )
     else:
-        hint = "if these are classes, --config.data.holdout_percent=20 holds a share of each out"
-    found = ", ".join(splits[:10]) + (f" and {len(splits) - 10} more" if len(splits) > 10 else "")
-    return f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {found or 'none'}; {hint}"
+        hint = "if these are classes, set --config.data.holdout_percent=20 to hold out a share of each"
+    existing = join_limited(splits, 10) or "none"
+    return f"'{root}' has no subfolder '{data[field]}' (config.data.{field}); it has {existing}; {hint}"
 
 
 def _held_out(root: epath.Path, classes: list[str], percent: float) -> Sources:
@@ -137,17 +137,18 @@ def _held_out(root: epath.Path, classes: list[str], percent: float) -> Sources:
     train: dict[str, list[str]] = {}
     evaluation: dict[str, list[str]] = {}
     for name, files in images.items():
-        # By a hash of the name, so that a file stays on its side when others come; the first by hash always trains.
+        # The hash of its name alone decides where a file goes, so that it stays there when others are added. The first
+        # file in the order of the hashes is always for training.
         order = sorted(files, key=_share)
         evaluation[name] = sorted(file for file in order[1:] if _share(file) * 100 >= 100 - percent)
         train[name] = sorted(set(files) - set(evaluation[name]))
     if not any(evaluation.values()):
-        raise UserError(f"config.data.holdout_percent={percent} holds no image of '{root}' out; raise it")
+        raise UserError(f"config.data.holdout_percent={percent} holds out no image of '{root}'; increase it")
     return Sources(_source(root, train), _source(root, evaluation))
 
 
 def _share(file: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """A pseudo-random number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(os.fsencode(file)).digest()[:8], "big") / 2**64
 
 
@@ -156,9 +157,9 @@ def _subfolders(folder: epath.Path) -> list[str]:
 
 
 def _list_images(root: epath.Path, classes: list[str]) -> dict[str, list[str]]:
-    """The images of each class, as paths below `root`."""
+    """Class name -> paths of its images below `root`."""
     if not classes:
-        raise UserError(f"'{root}' has no subfolders; it needs one for each class")
+        raise UserError(f"'{root}' has no subfolders; create one for each class")
     images = {name: sorted(_walk(root / name, name)) for name in classes}
     if empty := [name for name, files in images.items() if not files]:
         raise UserError(f"no images ({', '.join(EXTENSIONS)}) in the class folders {', '.join(empty)} of '{root}'")

@@ -168,7 +168,7 @@ def test_evaluation_crop_of_tiny_images():
         assert evaluation_crop(noise(height, width), 16, "v2", "bicubic").shape == (16, 16, 3)
 
 
-def test_unknown_names_are_the_users_mistake():
+def test_unknown_names_are_user_errors():
     with pytest.raises(UserError, match=r"evaluation_crop 'v3' is unknown; .*v2"):
         evaluation_crop(noise(8, 8), 16, "v3", "bilinear")
     with pytest.raises(UserError, match=r"interpolation 'bicubicc' is unknown; did you mean 'bicubic'"):

@@ -1,4 +1,4 @@
-"""Decoding against Pillow and TensorFlow, and files that are cut short, damaged or too large."""
+"""Decoding against Pillow and TensorFlow, and files that are truncated, damaged or too large."""
 
 import io
 import struct
@@ -239,7 +239,7 @@ def test_a_crop_is_that_of_the_whole_image(data):
     top, left, box_height, box_width = box
     picture = Picture(smooth_jpeg(height, width))
     assert (picture.height, picture.width) == (height, width)
-    crop = picture.crop(box, least=0)
+    crop = picture.crop(box, min_side=0)
     inside = picture.pixels()[top : top + box_height, left : left + box_width]
     assert crop.dtype == np.uint8
     np.testing.assert_array_equal(crop, inside)
@@ -286,17 +286,17 @@ def test_the_scaled_crops_of_photos_are_near_those_of_full_decoding(shared_data)
 def test_a_crop_of_anything_else_is_cut_out():
     image = picture()
     for given_as in (image, encode(Image.fromarray(image), "PNG")):
-        np.testing.assert_array_equal(Picture(given_as).crop((3, 5, 20, 30), least=4), image[3:23, 5:35])
+        np.testing.assert_array_equal(Picture(given_as).crop((3, 5, 20, 30), min_side=4), image[3:23, 5:35])
 
 
 def test_a_crop_of_a_grey_jpeg_has_three_equal_channels():
-    crop = Picture(encode(Image.fromarray(picture()).convert("L"), "JPEG")).crop((3, 5, 20, 30), least=0)
+    crop = Picture(encode(Image.fromarray(picture()).convert("L"), "JPEG")).crop((3, 5, 20, 30), min_side=0)
     assert crop.shape == (20, 30, 3) and (np.ptp(crop, axis=2) == 0).all()
 
 
 def test_a_crop_of_a_jpeg_cut_short_is_broken():
     data = encode(Image.fromarray(picture()), "JPEG")
     with pytest.raises(BrokenImage):
-        Picture(data[: len(data) // 2]).crop((0, 0, HEIGHT, WIDTH), least=0)
+        Picture(data[: len(data) // 2]).crop((0, 0, HEIGHT, WIDTH), min_side=0)
     with pytest.raises(BrokenImage):
         Picture(b"no image")

@@ -1,4 +1,4 @@
-"""What `effv2 data check` counts and finds, and the picture of a curriculum's stages."""
+"""The results of `effv2 data check`, and the picture of a curriculum's stages."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def large(seed):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Photos in two splits and two classes; in test are a copy, a paler and smaller copy, and a broken one."""
+    """Photos in two splits and two classes; the test split has a copy, a paler and smaller copy, and a broken file."""
     files = {
         "train/a/0.jpg": jpeg(large(0)),
         "train/a/1.jpg": jpeg(large(1)),
@@ -58,7 +58,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_what_there_is_to_know(photos):
+def test_counts_sizes_broken_images_and_duplicates(photos):
     results = check(all_splits(photos), small=100)
     train, test = results["splits"]["train"], results["splits"]["test"]
     assert train["images"] == 5 and train["classes"] == {"a": 3, "b": 2} and not train["broken"]
@@ -138,7 +138,7 @@ def test_the_command_on_a_folder(effv2, photos):
     assert ["train", "5", "2", "2", "2.5", "3", "24", "120", "120", "32", "160", "160", "20.0%", "0"] in lines
     assert ["total", "5"] in lines and ["a", "3"] in lines
     assert f"  {photos}/test/b/broken.jpg: not an image, or a damaged header" in out
-    assert "the same bytes in two splits: 1\n" in out and "(b and a: the labels differ; " in out
+    assert "identical bytes in two splits: 1\n" in out and "(b and a: the labels differ; " in out
     code, out, _ = effv2("data", "check", photos, "--json", "--near=0")
     results = json.loads(out)
     assert code == 66 and len(results["equal"]) == 1 and not results["near"]
@@ -157,7 +157,7 @@ def test_a_long_list_of_classes_is_cut_in_the_middle(effv2, tmp_path):
     assert ["...", "10", "more"] in lines and ["total", "210"] in lines
 
 
-def test_a_prepared_data_set_says_the_same(effv2, photos, tmp_path):
+def test_a_prepared_data_set_gives_the_same_results(effv2, photos, tmp_path):
     (photos / "test" / "b" / "broken.jpg").unlink()
     prepare_folder(photos, tmp_path / "out")
     code, out, err = effv2("data", "check", "photos", f"--data_dir={tmp_path / 'out'}", "--json")
@@ -190,7 +190,7 @@ def test_two_splits_of_one_name_are_refused(effv2, photos, tmp_path):
 
 
 class HalfLabelled(tfds.core.GeneratorBasedBuilder):
-    """Two photos with a class, and two that have none, as TFDS tells it."""
+    """Two photos with a class, and two without one, which TFDS marks by -1."""
 
     VERSION = tfds.core.Version("1.0.0")
     SPLITS = (("train", 1), ("test", -1))
@@ -214,7 +214,7 @@ class Unlabelled(HalfLabelled):
     SPLITS = (("test", -1),)
 
 
-def test_splits_without_labels_are_told(effv2, tmp_path, capsys):
+def test_splits_without_labels_are_reported(effv2, tmp_path, capsys):
     for data_set in (HalfLabelled, Unlabelled):
         data_set(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     capsys.readouterr()  # what TFDS printed
@@ -245,7 +245,7 @@ def test_a_folder_in_a_bucket(bucket, photos):
         (["--config=configs/digits.py", "--picture=x.png", "--photos=3"], "--photos=3 must be a multiple of 2"),
     ],
 )
-def test_mistakes(effv2, words, message):
+def test_invalid_input(effv2, words, message):
     code, _, err = effv2("data", "check", *words)
     assert code == 2 and message in err and "Traceback" not in err
 
@@ -310,11 +310,11 @@ def test_randaugment_and_cutmix_are_in_the_titles(photos):
     assert rows[0].title == "stage 1: 16 px, no RandAugment (autoaugment), mixup 0, cutmix 0"
     with pytest.raises(UserError, match=r"--photos=6 must be a multiple of 4"):
         stage_rows(config, make_curriculum(config, len(source)), source, 6)
-    with pytest.raises(UserError, match=r"has 5 readable photos, fewer than --photos=8"):
+    with pytest.raises(UserError, match=r"has only 5 readable photos; lower --photos=8"):
         stage_rows(config, make_curriculum(config, len(source)), source, 8)
 
 
-def test_the_command_draws_a_row_a_stage(effv2, photos, tmp_path):
+def test_the_command_draws_one_row_per_stage(effv2, photos, tmp_path):
     config = write_config(tmp_path, photos)
     picture = tmp_path / "grid.png"
     words = [f"--config={config}", f"--picture={picture}", "--photos=4", "--json"]

@@ -1,4 +1,4 @@
-"""Sources: digits, folders and TFDS, and the mistakes that are found before training starts."""
+"""Sources of digits, folders and TFDS, and the errors that they raise before training starts."""
 
 import pickle
 import subprocess
@@ -30,7 +30,7 @@ def write_image(path, value=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two splits, two classes; some files that are no images."""
+    """Two splits with two classes each, and some files that are not images."""
     for split, count in (("train", 3), ("validation", 2)):
         for label, name in enumerate(("cat", "dog")):
             for number in range(count):
@@ -42,7 +42,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_digits_are_split_evenly_and_for_good():
+def test_digits_have_an_even_and_fixed_split():
     sources = make_sources(config_of(source="digits"))
     assert (len(sources.train), len(sources.evaluation), sources.num_classes) == (1442, 355, 10)
     labels = [sources.evaluation.load(index)[1] for index in range(355)]
@@ -72,7 +72,7 @@ def test_broken_file_of_a_folder_is_a_broken_image(folder):
         sources.train.load(1)
 
 
-def test_holdout_is_a_share_of_each_class_and_stays_when_files_come(tmp_path):
+def test_holdout_is_a_share_of_each_class_and_stays_when_files_are_added(tmp_path):
     for name in ("cat", "dog"):
         for number in range(100):
             write_image(tmp_path / name / f"{number}.png")
@@ -94,20 +94,20 @@ def test_holdout_is_a_share_of_each_class_and_stays_when_files_come(tmp_path):
 @pytest.mark.parametrize(
     ("change", "fields", "message"),
     [
-        (None, {"name": "/nowhere"}, r"config\.data\.name='/nowhere' is no folder of images"),
+        (None, {"name": "/nowhere"}, r"config\.data\.name='/nowhere' is not a folder of images"),
         (
             None,
             {"evaluation_split": "test"},
-            r"no subfolder 'test' .*has train, validation; .*evaluation_split=validation",
+            r"no subfolder 'test' .*has train, validation; set --config.data.evaluation_split=validation",
         ),
         ("train/fox/x.png train/owl/x.png", {}, r"differ: only in the first: fox, owl; only in the second: none"),
         ("train/fox/x.txt validation/fox/y.txt", {}, r"no images .* in the class folders fox of '.*train'"),
-        (None, {"holdout_percent": 20.0}, r"is split already, .*holdout_percent=0 takes the splits as they are"),
+        (None, {"holdout_percent": 20.0}, r"is already split, .*holdout_percent=0 to use the existing splits"),
         (None, {"source": "foldr"}, r"config\.data\.source 'foldr' is unknown; did you mean 'folder'"),
-        (None, {"num_examples": 9}, r"num_examples is 9, but the training split holds 7"),
+        (None, {"num_examples": 9}, r"num_examples is 9, but the training split has 7"),
     ],
 )
-def test_mistakes_in_a_folder(folder, change, fields, message):
+def test_invalid_folders(folder, change, fields, message):
     for name in (change or "").split():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("no image")
@@ -119,7 +119,7 @@ def test_mistakes_in_a_folder(folder, change, fields, message):
     ("percent", "message"),
     [
         (100.0, r"holdout_percent is 100\.0; it must be between 0 and 100"),
-        (0.001, r"holdout_percent=0\.001 holds no image"),
+        (0.001, r"holdout_percent=0\.001 holds out no image"),
     ],
 )
 def test_holdout_must_leave_images_on_both_sides(folder, percent, message):
@@ -194,7 +194,7 @@ class SeveralLabels(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": np.full((5, 7, 3), number, np.uint8), "label": list(range(number + 1))}
 
 
-def test_several_labels_an_example(tmp_path):
+def test_several_labels_per_example(tmp_path):
     SeveralLabels(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     config = config_of(source="tfds", name="several_labels", data_dir=str(tmp_path), max_labels=4)
     sources = make_sources(config)
@@ -217,7 +217,7 @@ def test_several_labels_an_example(tmp_path):
         ({"train_split": "train[8:]"}, r"split 'train\[8:\]'.* \(config\.data\.train_split\)"),
     ],
 )
-def test_mistakes_with_tfds(tfds_dir, fields, message):
+def test_invalid_data_sets_of_tfds(tfds_dir, fields, message):
     with pytest.raises(UserError, match=message):
         make_sources(config_of(**({"source": "tfds", "name": "ten_photos", "data_dir": tfds_dir} | fields)))
 
