@@ -4,7 +4,7 @@
     scripts/soak.py --workdir=runs/soak
 
 Input comes from worker processes; there is an evaluation every 100 steps and a checkpoint every 50. The last line is
-JSON: the process's resident and allocated memory (see `effv2_jax/memory.py`) in MiB at the end of each stage, and the
+JSON: the process's resident and allocated memory (see `effv2_jax/runtime/memory.py`) in MiB at the end of each stage, and the
 threads and child processes that are alive after training and were not before.
 """
 

@@ -11,7 +11,7 @@ from effv2_jax.checkpoints.manager import damage_of
 SAVE_TWICE = """
 import os, sys
 import jax, jax.numpy as jnp, numpy as np
-from effv2_jax.checkpoint import Checkpoints
+from effv2_jax.checkpoints.manager import Checkpoints
 from effv2_jax.errors import UserError
 checkpoints = Checkpoints(sys.argv[1], keep_last=2)
 values = np.random.default_rng(0).random(int(sys.argv[2]))

@@ -145,7 +145,7 @@ def test_eight_devices_mix_alike_without_talking():
         import re
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        from effv2_jax.mixing import mix
+        from effv2_jax.learning.mixing import mix
 
         assert jax.device_count() == 8
         sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), P("data"))

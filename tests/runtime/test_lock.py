@@ -16,7 +16,7 @@ from effv2_jax.runtime import lock
 
 HOLD = """
 import sys, time
-from effv2_jax.lock import exclusive
+from effv2_jax.runtime.lock import exclusive
 with exclusive(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
