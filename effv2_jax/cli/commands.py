@@ -110,25 +110,25 @@ def plan(args: argparse.Namespace) -> None:
     from effv2_jax.monitoring import tables
     from effv2_jax.planning.plan import plan, plan_table
 
-    results = plan(args.config, args.topology, _programs(args), args.images_per_core)
+    results = plan(args.config, args.topology, _cost_model(args), args.images_per_core)
     table = plan_table(results, args.price_per_chip_hour)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")
 
 
-def _programs(args: argparse.Namespace) -> Any:
-    from effv2_jax.planning.cost_model import Programs
+def _cost_model(args: argparse.Namespace) -> Any:
+    from effv2_jax.planning.cost_model import CostModel
 
     num_examples = args.config.data.num_examples
     if not num_examples:
         raise UserError("the length of an epoch is not known: --config.data.num_examples=N tells it")
-    return Programs(args.num_classes, num_examples, Path(args.cache).expanduser(), _log)
+    return CostModel(args.num_classes, num_examples, Path(args.cache).expanduser(), _log)
 
 
 def bench_program(args: argparse.Namespace) -> None:
     from effv2_jax.bench import program
     from effv2_jax.monitoring import tables
 
-    rows = program.measure(args.config, args.topology, _programs(args))
+    rows = program.compare_programs(args.config, args.topology, _cost_model(args))
     print(json.dumps(rows, indent=1) if args.json else tables.to_text(program.program_table(rows)), end="")
 
 
@@ -138,7 +138,7 @@ def bench_stages(args: argparse.Namespace) -> None:
 
     with contextlib.ExitStack() as stack:
         workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-        results = stages.measure(args.config, Path(workdir), _log)
+        results = stages.bench_stages(args.config, Path(workdir), _log)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")
 
 
@@ -146,7 +146,15 @@ def bench_step(args: argparse.Namespace) -> None:
     from effv2_jax.bench import step
     from effv2_jax.monitoring import tables
 
-    rows = step.measure(args.variant, args.image_size, args.peer, args.batch, args.steps, args.rounds, _log)
+    rows = step.bench_step(
+        args.variant,
+        args.image_size,
+        args.peer,
+        batch_size=args.batch,
+        steps=args.steps,
+        rounds=args.rounds,
+        log=_log,
+    )
     print(json.dumps(rows, indent=1) if args.json else tables.to_text(step.step_table(rows)), end="")
 
 
@@ -154,8 +162,16 @@ def bench_input(args: argparse.Namespace) -> None:
     from effv2_jax.bench import input
     from effv2_jax.monitoring import tables
 
-    results = input.measure(
-        args.folder, args.image_size, args.workers, args.peer, args.batch, args.batches, args.rounds, args.scaled, _log
+    results = input.bench_input(
+        args.folder,
+        args.image_size,
+        workers=args.workers,
+        peers=args.peer,
+        batch_size=args.batch,
+        batches=args.batches,
+        rounds=args.rounds,
+        scaled=args.scaled,
+        log=_log,
     )
     if args.json:
         print(json.dumps(results, indent=1))
@@ -168,7 +184,7 @@ def bench_parity(args: argparse.Namespace) -> None:
     from effv2_jax.bench import parity
     from effv2_jax.monitoring import tables
 
-    rows = parity.measure(args.variant, args.peer, args.size, _log)
+    rows = parity.compare_networks(args.variant, args.peer, args.size, _log)
     if args.json or args.page:
         print(json.dumps(rows, indent=1) if args.json else parity.page(rows), end="")
         return
@@ -319,7 +335,7 @@ def export(args: argparse.Namespace) -> None:
     import dataclasses
 
     from effv2_jax.data.images.decode import BrokenImage
-    from effv2_jax.export import Program, export
+    from effv2_jax.export import InferenceProgram, export
     from effv2_jax.predict import find_images
     from effv2_jax.weights import read_weights
 
@@ -330,7 +346,7 @@ def export(args: argparse.Namespace) -> None:
             raise UserError(f"--image_size={args.image_size} is too small; the network halves it five times")
         preprocess = dataclasses.replace(bundle.preprocess, image_size=args.image_size)
         bundle = dataclasses.replace(bundle, preprocess=preprocess)
-    program = Program(bundle, args.output, args.preprocessing == "include")
+    program = InferenceProgram(bundle, args.output, args.preprocessing == "include")
 
     def pixels() -> Iterator[Any]:
         for name, image in images.items():
