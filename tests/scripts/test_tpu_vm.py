@@ -336,7 +336,7 @@ def test_a_second_train_joins_and_another_one_is_refused(ready):
     first = ready.start("train", *TRAIN)
     read_until(first, "^step 3$")
     second = ready.start("train", *TRAIN)
-    assert "t1v-n-0-w-1: trains already" in read_until(second, "^step 3$")
+    assert "t1v-n-0-w-1: is already training" in read_until(second, "^step 3$")
     other = ready.run("train", *TRAIN, "--config.seed=1")
     assert other.returncode == 2 and "runs another training" in other.stderr
     assert "--workdir=gs://BUCKET/run" in other.stderr and "seed" not in other.stderr
@@ -455,7 +455,7 @@ def test_delete_asks_and_may_be_repeated(ready):
     assert ready.run("delete", answer="y\n").returncode == 0 and not ready.exists
     again = ready.run("delete", "--yes")
     assert again.returncode == 0 and "there is no slice" in again.stderr
-    assert "costs nothing" in ready.run("status").stderr
+    assert "no cost" in ready.run("status").stderr
 
 
 def test_dry_run_runs_nothing(cloud):
