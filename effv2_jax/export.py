@@ -37,7 +37,7 @@ TOLERANCE = 1e-3  # of the largest output; float32 rounding stays a hundred time
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class InferenceProgram:
     """The function that is exported.
 
     preprocessing: whether it takes uint8 pixels, cropped and resized, or float32 input normalised already.
@@ -97,7 +97,7 @@ class Program:
         }
 
 
-def write_stablehlo(program: Program, path: Path) -> None:
+def write_stablehlo(program: InferenceProgram, path: Path) -> None:
     """`jax.export`'s serialisation, for every one of PLATFORMS."""
     variables = jax.tree.map(jnp.asarray, program.bundle.variables)
     function = jax.jit(functools.partial(program.on_each_platform, variables))
@@ -110,7 +110,7 @@ def open_stablehlo(path: Path) -> Run:
     return lambda images: np.asarray(function(images))
 
 
-def write_onnx(program: Program, path: Path) -> None:
+def write_onnx(program: InferenceProgram, path: Path) -> None:
     # Of rules for other libraries that it does not find, and of shapes that it does not know and need not.
     for name, level in (("jax2onnx", logging.CRITICAL), ("onnx_ir", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
@@ -130,7 +130,7 @@ def open_onnx(path: Path) -> Run:
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def write_saved_model(program: Program, path: Path) -> None:
+def write_saved_model(program: InferenceProgram, path: Path) -> None:
     """A folder for `tf.saved_model.load` and TensorFlow Serving; needs TensorFlow alone to run."""
     _save_tensorflow(program, program.on_each_platform, ("cpu", "cuda", "tpu"), path)
 
@@ -142,7 +142,7 @@ def open_saved_model(path: Path) -> Run:
     return lambda images: next(iter(function(images=tf.constant(images)).values())).numpy()
 
 
-def write_tflite(program: Program, path: Path) -> None:
+def write_tflite(program: InferenceProgram, path: Path) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -169,7 +169,7 @@ def open_tflite(path: Path) -> Run:
     return run
 
 
-def _save_tensorflow(program: Program, function: Callable, platforms: tuple[str, ...], path: Path) -> None:
+def _save_tensorflow(program: InferenceProgram, function: Callable, platforms: tuple[str, ...], path: Path) -> None:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
@@ -189,7 +189,7 @@ def _save_tensorflow(program: Program, function: Callable, platforms: tuple[str,
 
 
 # By the ending of the file; a SavedModel is a folder, and has none.
-FORMATS: dict[str, tuple[str, Callable[[Program, Path], None], Callable[[Path], Run]]] = {
+FORMATS: dict[str, tuple[str, Callable[[InferenceProgram, Path], None], Callable[[Path], Run]]] = {
     ".stablehlo": ("StableHLO", write_stablehlo, open_stablehlo),
     ".onnx": ("ONNX Runtime", write_onnx, open_onnx),
     ".tflite": ("TFLite", write_tflite, open_tflite),
@@ -215,7 +215,7 @@ class Comparison:
     same_best: int
 
 
-def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarray] = ()) -> Comparison:
+def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[np.ndarray] = ()) -> Comparison:
     """Writes the network, runs what was written, and compares.
 
     Args:
@@ -263,7 +263,7 @@ def export(program: Program, path: str | os.PathLike, pixels: Iterable[np.ndarra
     return comparison
 
 
-def compare(program: Program, run: Run, pixels: Iterable[np.ndarray], runtime: str) -> Comparison:
+def compare(program: InferenceProgram, run: Run, pixels: Iterable[np.ndarray], runtime: str) -> Comparison:
     """Outputs of an exported network and of the network itself, its input normalised by NumPy; see `export`."""
     bundle = program.bundle
     apply = jax.jit(functools.partial(program.model.apply, bundle.variables))

@@ -1,4 +1,4 @@
-"""The most probable classes of images."""
+"""Predict the most probable classes of images."""
 
 import dataclasses
 import functools
@@ -18,12 +18,13 @@ from effv2_jax.errors import UserError
 from effv2_jax.network.cpu_kernels import compiler_options
 from effv2_jax.network.model import normalize
 from effv2_jax.weights import Bundle
+from effv2_jax.weights.bundle import Variables
 from effv2_jax.weights.preprocess import Image
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Classes of one image, most probable first; or why there are none."""
+    """The classes of one image, most probable first, or the error that prevented them."""
 
     file: str
     labels: tuple[int, ...] = ()
@@ -33,13 +34,13 @@ class Prediction:
 
 
 def find_images(arguments: Sequence[str]) -> dict[str, Image]:
-    """What the arguments name, as name -> path or bytes: files, all images below folders, and '-', standard input.
+    """Name -> path or bytes of the images: files, all images below folders, and for '-' standard input.
 
-    Standard input is one image, or the paths of images, one a line.
+    Standard input is one image, or the paths of images, one per line.
 
     Raises:
-      UserError: an argument that is not there, a folder without images, or nothing at all. Of a path on standard input
-        that is not there `predict` tells.
+      UserError: a file or folder that does not exist, a folder without images, or empty standard input. `predict`
+        reports a path from standard input that does not exist.
     """
     images: dict[str, Image] = {}
     for argument in arguments:
@@ -47,10 +48,10 @@ def find_images(arguments: Sequence[str]) -> dict[str, Image]:
         if argument == "-":
             images |= _from_standard_input(sys.stdin.buffer.read())
         elif path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-            if not found:
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            if not files:
                 raise UserError(f"no images ({', '.join(EXTENSIONS)}) in '{path}'")
-            images |= {str(file): file for file in found}
+            images |= {str(file): file for file in files}
         elif path.exists():
             images[argument] = path
         else:
@@ -59,25 +60,25 @@ def find_images(arguments: Sequence[str]) -> dict[str, Image]:
 
 
 def _from_standard_input(data: bytes) -> dict[str, Image]:
-    if b"\0" in data[:4096] or data[:4] in (b"GIF8",):  # no path holds a zero byte, every image's header does
+    if b"\0" in data[:4096] or data[:4] in (b"GIF8",):  # other headers have a zero byte, paths never
         return {"-": data}
     paths = [os.fsdecode(line) for line in data.splitlines() if line.strip()]
     if not paths:
-        raise UserError("standard input is empty; '-' reads an image or the paths of images, one a line")
+        raise UserError("standard input is empty; '-' reads an image or the paths of images, one per line")
     return {path: Path(path) for path in paths}
 
 
 def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
-    """Predictions in the order of `images`; what cannot be read is one with `error`.
+    """Predictions in the order of `images`; that of an unreadable image has an `error`.
 
     Args:
       bundle: weights with a classifier.
       images: by name.
-      top: classes of each image.
-      batch_size: images computed together; the last batch is padded, so that one program serves all.
+      top: the number of classes per image.
+      batch_size: images per batch; the last batch is padded, so that one compiled program serves all.
 
     Raises:
-      UserError: weights without a classifier, or numbers below 1.
+      UserError: weights without a classifier, or a `top` or `batch_size` below 1.
     """
     if not bundle.num_classes:
         raise UserError("these weights have no classifier: `effv2 convert` dropped it, or the source had none")
@@ -89,11 +90,11 @@ def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: 
     model, size = bundle.model, bundle.preprocess.image_size
 
     @functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
-    def best(variables: dict, pixels_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def classify(variables: Variables, pixels_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits: Any = model.apply(variables, normalize(pixels_BxSxSx3, bundle.preprocess.normalization))
         return jax.lax.top_k(jax.nn.softmax(logits), top)
 
-    def pixels(image: Image) -> np.ndarray | str:
+    def read(image: Image) -> np.ndarray | str:
         try:
             return bundle.preprocess.pixels(image)
         except (BrokenImage, OSError) as error:
@@ -102,20 +103,19 @@ def predict(bundle: Bundle, images: dict[str, Image], top: int = 5, batch_size: 
     variables = jax.device_put(bundle.variables)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for names in _batches(images, batch_size):
-            read = list(pool.map(pixels, [images[name] for name in names]))
+            results = list(pool.map(read, [images[name] for name in names]))
             batch = np.zeros((batch_size, size, size, 3), np.uint8)
-            for place, array in enumerate(read):
-                if isinstance(array, np.ndarray):
-                    batch[place] = array
-            probabilities, labels = jax.device_get(best(variables, batch))
-            for place, (name, array) in enumerate(zip(names, read, strict=True)):
-                if isinstance(array, str):
-                    yield Prediction(name, error=array)
-                    continue
-                chosen = tuple(map(int, labels[place]))
-                yield Prediction(
-                    name, chosen, tuple(map(bundle.name_of, chosen)), tuple(map(float, probabilities[place]))
-                )
+            for index, result in enumerate(results):
+                if isinstance(result, np.ndarray):
+                    batch[index] = result
+            probabilities, labels = jax.device_get(classify(variables, batch))
+            for index, (name, result) in enumerate(zip(names, results, strict=True)):
+                if isinstance(result, str):
+                    yield Prediction(name, error=result)
+                else:
+                    top_labels = tuple(labels[index].tolist())
+                    class_names = tuple(map(bundle.name_of, top_labels))
+                    yield Prediction(name, top_labels, class_names, tuple(probabilities[index].tolist()))
 
 
 def _batches(names: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:

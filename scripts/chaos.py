@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Kills a training run at random moments, and compares what it comes to with a run that nobody disturbed.
+"""Kills a training run at random moments, and compares its result with that of an undisturbed run.
 
     scripts/chaos.py --workdir=runs/chaos
 
-Both train the digits through all stages of configs/digits.py. The first is left alone. The second is killed `--kills`
-times, by SIGKILL or SIGTERM as chance has it, at random moments of its start or its training, and started again by the
-same command. In the end every array of the two last checkpoints must be equal bit for bit, and the metrics of the steps
-too. Exit code 0 means they are.
+Both train on the digits through all stages of configs/digits.py. The second is killed `--kills` times, by SIGKILL or
+SIGTERM at random moments of its start or its training, and restarted by the same command. Exit code 0 means that all
+arrays of the two last checkpoints and the metrics of all steps are bit-identical.
 """
 
 import argparse
@@ -20,16 +19,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PREEMPTED = 75
-OFTEN = 20  # steps between two checkpoints
+CHECKPOINT_STEPS = 20  # few, so that most restarts make progress before the next kill
 
 
 def command(workdir: Path, overrides: list[str]) -> list[str]:
     effv2 = Path(sys.executable).with_name("effv2")
-    often = f"--config.checkpoint_steps={OFTEN}"  # so that a life between two kills is not in vain
-    return [str(effv2), "train", f"--config={ROOT}/configs/digits.py", f"--workdir={workdir}", often, *overrides]
+    checkpoints = f"--config.checkpoint_steps={CHECKPOINT_STEPS}"
+    return [str(effv2), "train", f"--config={ROOT}/configs/digits.py", f"--workdir={workdir}", checkpoints, *overrides]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen:
@@ -43,75 +43,79 @@ def newest_logged(workdir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def train_undisturbed(words: list[str], workdir: Path, log: Path) -> tuple[float, float]:
-    """The seconds from its start to its first step, compilation left out, and those of a step."""
-    began = time.monotonic()
+class Reference(NamedTuple):
+    """The undisturbed run. `start_seconds` lead to the first step, without compilation."""
+
+    steps: int
+    start_seconds: float
+    step_seconds: float
+
+
+def train_undisturbed(words: list[str], workdir: Path, log: Path) -> Reference:
+    start_time = time.monotonic()
     if code := start(words, log).wait():
         sys.exit(f"chaos: the undisturbed run failed with exit code {code}; see {log}")
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start_time
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     spent = {name: value for name, value in last.items() if name.startswith("time/")}
     training = sum(spent.get(f"time/{cause}", 0.0) for cause in ("train", "input", "evaluate", "checkpoint"))
-    return seconds - training - spent.get("time/compile", 0.0), training / newest(workdir)
+    steps = newest_checkpoint(workdir)
+    return Reference(steps, seconds - training - spent.get("time/compile", 0.0), training / steps)
 
 
-def newest(workdir: Path) -> int:
+def newest_checkpoint(workdir: Path) -> int:
     folder = workdir / "checkpoints"
-    return (
-        max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0) if folder.exists() else 0
-    )
+    paths = folder.iterdir() if folder.exists() else ()
+    return max((int(path.name) for path in paths if path.name.isdigit()), default=0)
 
 
-def newest_told(workdir: Path) -> int:
-    """The last step that a file of the run tells of."""
-    return max(newest(workdir), newest_logged(workdir))
+def newest_step(workdir: Path) -> int:
+    """The newest step in the metrics or the checkpoints."""
+    return max(newest_checkpoint(workdir), newest_logged(workdir))
 
 
 def wait_for_start(process: subprocess.Popen, workdir: Path, delay: float) -> None:
-    """Returns after `delay` seconds, or sooner: when the start is over, as new steps show, or the run has ended."""
-    told, ends = newest_told(workdir), time.monotonic() + delay
-    while process.poll() is None and time.monotonic() < ends and newest_told(workdir) == told:
+    """Returns after `delay` seconds, or as soon as a new step appears or the run ends."""
+    first, end = newest_step(workdir), time.monotonic() + delay
+    while process.poll() is None and time.monotonic() < end and newest_step(workdir) == first:
         time.sleep(0.02)
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, target: int, delay: float) -> None:
-    """Returns `delay` seconds after a file of the run has told of step `target`, or when the run has ended."""
-    while process.poll() is None and newest_told(workdir) < target:
+    """Returns `delay` seconds after step `target` appears, or when the run ends."""
+    while process.poll() is None and newest_step(workdir) < target:
         time.sleep(0.02)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=delay)
 
 
-def train_disturbed(
-    words: list[str], workdir: Path, log: Path, kills: int, steps: int, until_first: float, a_step: float, seed: int
-) -> None:
-    """Runs and kills as often as asked, then lets the run end.
+def train_disturbed(words: list[str], workdir: Path, log: Path, *, kills: int, seed: int, reference: Reference) -> None:
+    """Runs and kills `kills` times, then lets the run finish.
 
-    Three of four kills come at some step, or soon after a restart that has passed it; the others at some moment of a
-    start. The last quarter of the steps is left alone: what is killed there may have ended by itself before, on a
-    machine that is less busy than it was.
+    Three of four kills come at a random step, or soon after a restart if it is already past; the others during a start.
+    There are none in the last quarter of the steps, where the run could finish before the kill.
     """
     rng = random.Random(seed)
-    targets = sorted(rng.randrange(steps * 3 // 4) for _ in range(kills - kills // 4))
+    targets = sorted(rng.randrange(reference.steps * 3 // 4) for _ in range(kills - kills // 4))
     starts = set(rng.sample(range(kills), kills // 4))
     for kill in range(kills):
-        process, born = start(words, log), time.monotonic()
+        process, start_time = start(words, log), time.monotonic()
         target = 0 if kill in starts else targets.pop(0)
-        delay = rng.uniform(0, until_first if kill in starts else OFTEN * a_step)
+        delay = rng.uniform(0, reference.start_seconds if kill in starts else CHECKPOINT_STEPS * reference.step_seconds)
         if kill in starts:
             wait_for_start(process, workdir, delay)
         else:
             wait_for_step(process, workdir, target, delay)
         process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
-        lived = time.monotonic() - born
+        lifetime = time.monotonic() - start_time
         code = process.wait()
-        if code == -signal.SIGTERM and lived > 2 * until_first:
-            sys.exit(f"chaos: the run was asked to leave after {lived:.1f} s and died without saving; see {log}")
+        if code == -signal.SIGTERM and lifetime > 2 * reference.start_seconds:
+            sys.exit(f"chaos: the run got SIGTERM after {lifetime:.1f} s and died without saving; see {log}")
         if code not in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
             sys.exit(f"chaos: the run ended by itself with exit code {code}; see {log}")
-        how = "left after saving" if code == PREEMPTED else f"died of {signal.Signals(-code).name}"
-        when = f"{lived:4.1f} s after its start" if kill in starts else f"{delay:4.1f} s after step {target}"
-        print(f"kill {kill + 1:2}, {when:<21}: {how:<17}, newest checkpoint {newest(workdir)}", flush=True)
+        how = "saved and exited" if code == PREEMPTED else f"killed by {signal.Signals(-code).name}"
+        when = f"{lifetime:4.1f} s after its start" if kill in starts else f"{delay:4.1f} s after step {target}"
+        print(f"kill {kill + 1:2}, {when:<21}: {how:<17}, newest checkpoint {newest_checkpoint(workdir)}", flush=True)
     if code := start(words, log).wait():
         sys.exit(f"chaos: the run failed with exit code {code}; see {log}")
 
@@ -122,14 +126,14 @@ def arrays_of(workdir: Path) -> tuple[int, dict]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    step = newest(workdir)
+    step = newest_checkpoint(workdir)
     state = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / "state").resolve())
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def metrics_of(workdir: Path) -> list[dict]:
-    """What was learned at every step; not how long it took, nor where a stage's first step was timed."""
+    """The metrics of every step, without times and speeds."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timed = ("time/", "stage/", "host/", "train/images_per_second", "train/input_wait")
     records = [{name: value for name, value in r.items() if not name.startswith(timed)} for r in records]
@@ -138,9 +142,9 @@ def metrics_of(workdir: Path) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="for both runs; emptied first")
+    parser.add_argument("--workdir", required=True, help="of both runs; emptied first")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=None, help="of the moments; drawn and printed by default")
+    parser.add_argument("--seed", type=int, default=None, help="of the random moments; random and printed by default")
     parser.add_argument("overrides", nargs="*", metavar="--config.FIELD=VALUE", help="for both runs")
     args, overrides = parser.parse_known_args()
     overrides += args.overrides
@@ -148,23 +152,23 @@ def main() -> None:
     workdir = Path(args.workdir)
     shutil.rmtree(workdir, ignore_errors=True)
     workdir.mkdir(parents=True)
-    calm, wild = workdir / "undisturbed", workdir / "killed"
-    # Compiled programs are shared, as by a run with its own earlier lives.
+    undisturbed, killed = workdir / "undisturbed", workdir / "killed"
+    # Both runs share compiled programs, as a restarted run does with its predecessor.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str((workdir / "compilation_cache").resolve())
 
-    until_first, a_step = train_undisturbed(command(calm, overrides), calm, workdir / "undisturbed.log")
-    steps = newest(calm)
-    print(f"undisturbed: {steps} steps; now killed {args.kills} times, seed {seed}", flush=True)
-    words = command(wild, overrides)
-    train_disturbed(words, wild, workdir / "killed.log", args.kills, steps, until_first, a_step, seed)
+    log = workdir / "undisturbed.log"
+    reference = train_undisturbed(command(undisturbed, overrides), undisturbed, log)
+    print(f"undisturbed: {reference.steps} steps; now {args.kills} kills with seed {seed}", flush=True)
+    log = workdir / "killed.log"
+    train_disturbed(command(killed, overrides), killed, log, kills=args.kills, seed=seed, reference=reference)
 
-    (step, expected), (other_step, found) = arrays_of(calm), arrays_of(wild)
-    assert expected.keys() == found.keys() and step == other_step, (step, other_step)
-    different = [name for name in expected if expected[name].tobytes() != found[name].tobytes()]
+    (step, expected), (other_step, actual) = arrays_of(undisturbed), arrays_of(killed)
+    assert expected.keys() == actual.keys() and step == other_step, (step, other_step)
+    different = [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
     values = sum(array.size for array in expected.values())
-    metrics_equal = metrics_of(calm) == metrics_of(wild)
+    metrics_equal = metrics_of(undisturbed) == metrics_of(killed)
     print(f"step {step}: {len(expected) - len(different)} of {len(expected)} arrays ({values:,} values) identical")
-    print(f"metrics of {len(metrics_of(calm))} records: {'identical' if metrics_equal else 'different'}")
+    print(f"metrics of {len(metrics_of(undisturbed))} records: {'identical' if metrics_equal else 'different'}")
     if different or not metrics_equal:
         sys.exit(f"chaos: different: {', '.join(different) or 'metrics'}")
 

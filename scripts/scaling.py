@@ -2,8 +2,8 @@
 
     python scripts/scaling.py --config=configs/imagenet.py:s,runlocal --per_device=16
 
-Every device keeps as many examples; what grows is what devices exchange. Nothing is timed: simulated devices share the
-cores.
+The batch per device stays the same, and the traffic between devices grows. Nothing is timed, because simulated devices
+share the cores.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:ARGUMENT]")
-    parser.add_argument("--per_device", type=int, default=16, help="examples")
-    parser.add_argument("--devices", default="1,2,4,8", help="how many, each")
+    parser.add_argument("--per_device", type=int, default=16, help="examples per device")
+    parser.add_argument("--devices", default="1,2,4,8", help="numbers of devices")
     arguments, overrides = parser.parse_known_args()
     counts = [int(number) for number in arguments.devices.split(",")]
     flags = os.environ.get("XLA_FLAGS", "")
@@ -29,14 +29,14 @@ def main() -> None:
     from effv2_jax.errors import UserError
     from effv2_jax.learning.step import check_batch
     from effv2_jax.monitoring.tables import empty_table, to_text
-    from effv2_jax.planning.hlo import figures
+    from effv2_jax.planning.hlo import program_stats
     from effv2_jax.runtime.compiler import Compiler
     from effv2_jax.runtime.mesh import make_mesh
 
     try:
         config = load_config(arguments.config, overrides)
         table = empty_table(
-            *("batch norm\n(examples)", "devices", "exchanges", "received\n(MB/device)", "temporary\n(MB/device)"),
+            "batch norm\n(examples)", "devices", "collectives", "received\n(MB/device)", "temporary\n(MB/device)"
         )
         for group in (arguments.per_device, 0):
             for count in counts:
@@ -48,10 +48,13 @@ def main() -> None:
                 check_batch(config, curriculum, count)
                 compiler = Compiler(config, curriculum, 1000, num_examples, make_mesh(jax.devices()[:count]))
                 compiled = compiler.lower_train_step(curriculum.stages[0]).compile()
-                found, memory = figures(compiled.as_text()), compiled.memory_analysis()
+                stats, memory = program_stats(compiled.as_text()), compiled.memory_analysis()
                 table.add_row(
-                    *(f"{group} each" if group else "all", str(count), str(found.collectives)),
-                    *(f"{found.collective_bytes / 1e6:.1f}", f"{memory.temp_size_in_bytes / 1e6:.1f}"),
+                    f"{group} each" if group else "all",
+                    str(count),
+                    str(stats.collectives),
+                    f"{stats.collective_bytes / 1e6:.1f}",
+                    f"{memory.temp_size_in_bytes / 1e6:.1f}",
                 )
             table.add_section()
     except UserError as error:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains 2,000 tiny steps through six stages, and reports what is left behind: memory, threads, processes.
+"""Trains 2,000 tiny steps in six stages, and reports leaks: memory, threads, processes.
 
     scripts/soak.py --workdir=runs/soak
 
 Input comes from worker processes; there is an evaluation every 100 steps and a checkpoint every 50. The last line is
-JSON: the process's resident and allocated memory (see `effv2_jax/runtime/memory.py`) in MiB at the end of each stage, and the
-threads and child processes that are alive after training and were not before.
+JSON: the process's resident and allocated memory (see `effv2_jax/runtime/memory.py`) in MiB at the end of each stage,
+and the threads and child processes that training has left behind.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     records = [r for r in read_metrics(Path(args.workdir) / METRICS_FILE) if "host/memory_mib" in r]
     ends = [(stage + 1) * STEPS // STAGES for stage in range(STAGES)]
     for thread in set(threading.enumerate()) - threads:
-        thread.join(timeout=2)  # one may be about to end
+        thread.join(timeout=2)  # it may be about to end
     report = {
         kind: [round([r[f"host/{kind}"] for r in records if r["step"] <= end][-1]) for end in ends]
         for kind in ("memory_mib", "allocated_mib")

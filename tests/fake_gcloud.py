@@ -1,16 +1,16 @@
-"""A Cloud TPU slice without Google: `gcloud compute tpus ...` on a folder.
+"""A fake `gcloud compute tpus ...` whose cloud is a folder.
 
     FAKE_CLOUD=DIR python fake_gcloud.py compute tpus ...
 
-DIR holds `calls.jsonl`, a line a call; `slice.json`, the queued resource; `hosts/N`, the home of worker N, where bash
-runs the commands of ssh; `bucket`, which is gs://BUCKET there; and what tests let go wrong:
+DIR holds `calls.jsonl`, one line per call; `slice.json`, the queued resource; `hosts/N`, the home of worker N, where
+bash runs the commands of ssh; `bucket`, which stands for gs://BUCKET; and what tests make go wrong:
 
-    coming        queued-resource states, a line each, that every new request walks through; ACTIVE at last, if not told
-    create_error  what a request is answered with, once
-    mute          the number of next calls that gcloud fails to answer at all
-    deaf/N        worker N cannot be reached by ssh, for as long as the file is there
-    preempt       at the next look the machines are gone, and everything on them
-    reboot/N      at the next look worker N comes back without its processes
+    coming        the states, separated by spaces, that every new request goes through; ACTIVE alone by default
+    create_error  the error of the next request
+    mute          the number of calls from now on that fail
+    deaf/N        worker N cannot be reached by ssh while the file exists
+    preempt       at the next `describe` the machines are lost with everything on them
+    reboot/N      at the next `describe` worker N has lost its processes
 """
 
 import json
@@ -27,7 +27,7 @@ import psutil
 CLOUD = Path(os.environ["FAKE_CLOUD"])
 SLICE, HOSTS = CLOUD / "slice.json", CLOUD / "hosts"
 WORKERS = 2
-# What a host has on its PATH before anything is installed.
+# On the PATH of a host before anything is installed.
 PROGRAMS = {
     "hostname": 'echo "t1v-n-0-w-$FAKE_WORKER"',
     "python3": """
@@ -49,7 +49,7 @@ esac
 
 
 def prepare(effv2: str) -> None:
-    """Writes the programs of the hosts; `effv2` is the text of what is installed as that, a script."""
+    """Writes the programs of the hosts; `effv2` is the text of the script that is installed under that name."""
     (CLOUD / "bin").mkdir(parents=True)
     for folder in ("bucket", "deaf", "reboot"):
         (CLOUD / folder).mkdir()
@@ -188,7 +188,7 @@ def _end_hosts() -> None:
 
 
 def _kill(home: Path) -> None:
-    """Ends what runs on a host, without warning."""
+    """Kills the processes of a host."""
     path = home / "effv2_run" / "pid"
     if path.exists() and psutil.pid_exists(int(path.read_text())):
         parent = psutil.Process(int(path.read_text()))

@@ -10,7 +10,7 @@ from pictures_folder import write_photos
 
 import effv2_jax
 from effv2_jax.errors import UserError
-from effv2_jax.export import FORMATS, Program, export, open_stablehlo, write_stablehlo
+from effv2_jax.export import FORMATS, InferenceProgram, export, open_stablehlo, write_stablehlo
 from effv2_jax.network.architecture import get_architecture
 from effv2_jax.weights import Bundle, read_weights, write_weights
 from effv2_jax.weights.bundle import unflatten_arrays
@@ -102,7 +102,7 @@ def test_a_file_that_is_not_the_network_is_not_kept(weights, tmp_path, monkeypat
 
     monkeypatch.setitem(FORMATS, ".stablehlo", ("wrong", write_stablehlo, wrong))
     with pytest.raises(UserError, match="what was exported is not the network"):
-        export(Program(read_weights(weights)), tmp_path / "net.stablehlo")
+        export(InferenceProgram(read_weights(weights)), tmp_path / "net.stablehlo")
     assert [path.name for path in tmp_path.iterdir()] == ["net.stablehlo"]
     assert (tmp_path / "net.stablehlo").read_bytes() == b"older"
 

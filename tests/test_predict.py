@@ -1,4 +1,4 @@
-"""`effv2 predict`, and `effv2 evaluate --weights`, on weights and photos at hand."""
+"""`effv2 predict`, and `effv2 evaluate --weights`."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ from effv2_jax.weights.relabel import with_labels_of
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A thin network of three classes whose classifier knows the answer: its bias."""
+    """A thin network of three classes whose classifier has only a bias, so that predictions are known."""
     network = get_architecture("efficientnetv2-b0", width=0.25, depth=0.1)
     rng = np.random.default_rng(0)
     arrays = {e.path: rng.uniform(0.5, 1, e.shape).astype(np.float32) for e in entries(network, 3, "effv2")}
@@ -65,8 +65,8 @@ def test_a_folder_in_three_forms(effv2, weights, photos):
     assert out.splitlines()[1:3] == ["   70.0% bee", "   20.0% ant"]
 
 
-def test_evaluation_counts_and_tells_what_it_cannot_read(effv2, weights, photos):
-    """Only the evaluation split need be there; classes are those of the weights, in another order."""
+def test_evaluation_counts_and_reports_unreadable_images(effv2, weights, photos):
+    """Only the evaluation split exists; its classes are those of the weights, in another order."""
     (photos / "validation" / "rose").rename(photos / "validation" / "cat")
     (photos / "validation" / "tulip").rename(photos / "validation" / "bee")
     shutil.rmtree(photos / "train")
@@ -88,7 +88,7 @@ def test_evaluation_counts_and_tells_what_it_cannot_read(effv2, weights, photos)
 
 
 def test_names_of_any_bytes_and_folders_that_look_like_images(weights, photos):
-    """In a process of its own, whose output is strict UTF-8."""
+    """In a process whose output is strict UTF-8."""
     (photos / "folder.jpg").mkdir()
     os.rename(next(photos.glob("train/rose/*.jpg")), os.fsencode(photos) + b"/\xff\xfe.jpg")
     command = [sys.executable, "-c", "from effv2_jax.cli.main import entry; entry()", "predict", f"--weights={weights}"]
@@ -134,7 +134,7 @@ def test_unreadable_files_are_reported_skipped_and_in_the_exit_code(effv2, weigh
         (["README.md", "--top=0"], "--top=0 must be at least 1"),
     ],
 )
-def test_mistakes(effv2, weights, arguments, message):
+def test_invalid_input(effv2, weights, arguments, message):
     code, _, err = effv2("predict", f"--weights={weights}", *arguments)
     assert code == 2 and message in err
 
@@ -161,7 +161,7 @@ def csv_arguments(weights, folder):
 
 @pytest.fixture
 def listed(photos):
-    """`labels.csv` of ten photos of one class, and how many are bees."""
+    """A function that writes `labels.csv` for ten photos, and the number of photos."""
     files = sorted(path.relative_to(photos) for path in photos.rglob("*") if path.is_file())[:10]
 
     def write(labels):
@@ -178,10 +178,10 @@ def test_weights_are_evaluated_on_a_csv_by_name_and_by_number(effv2, weights, li
         folder = write((labels * count)[:count])
         code, out, err = effv2(*csv_arguments(weights, folder), "--json")
         assert code == 0, err
-        found = json.loads(out)
-        assert found["raw"]["count"] == count and found["raw"]["top1"] == pytest.approx((count // 2) / count)
-        low, high = found["top1_interval_95"]["raw"]
-        assert low < found["raw"]["top1"] < high
+        results = json.loads(out)
+        assert results["raw"]["count"] == count and results["raw"]["top1"] == pytest.approx((count // 2) / count)
+        low, high = results["top1_interval_95"]["raw"]
+        assert low < results["raw"]["top1"] < high
     code, out, _ = effv2(*csv_arguments(weights, folder))
     assert code == 0 and "raw top-1 " in out and "95 % interval of top-1: raw " in out
     code, _, err = effv2(*csv_arguments(weights, write(["dog", "bee"] * 5)))
@@ -202,7 +202,7 @@ def test_labels_by_name_or_number(weights):
     bundle = read_weights(weights)
     source = types.SimpleNamespace(class_names=("cat", "ant"), load=lambda index: (None, index))
     assert [with_labels_of(source, bundle).load(index)[1] for index in range(2)] == [2, 0]
-    # Equally many, but only some of the same: numbers would be wrong.
+    # As many classes, but only some are the same: labels by number would be wrong.
     mixed = types.SimpleNamespace(class_names=("ant", "bee", "dog"), load=lambda index: (None, index))
     with pytest.raises(UserError, match="the weights do not know dog"):
         with_labels_of(mixed, bundle)

@@ -1,1 +1,1 @@
-"""Benchmarks: each module is a program that prints one table."""
+"""Benchmarks: each module measures one thing, ours and the alternatives in one run, and prints one table."""

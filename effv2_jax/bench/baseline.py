@@ -1,7 +1,7 @@
-"""The same training step as Flax' and Optax' own pieces make it, in one file, for comparison: `effv2 bench program`.
+"""A training step from Flax's and Optax's own parts, for comparison with ours: `effv2 bench program`.
 
-`nn.Conv`, `nn.BatchNorm` over the global batch, `optax.rmsprop`, weight decay and averages as tree maps. It trains the
-same network by the same recipe, but for the groups of batch norm; of the mixings it has none.
+`nn.Conv`, `nn.BatchNorm` over the global batch, `optax.rmsprop`, weight decay and averages as tree maps. Network and
+recipe are ours, without batch-norm groups and without mixup and cutmix.
 """
 
 import functools
@@ -13,12 +13,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import Stage
+from effv2_jax.curriculum import Curriculum, Stage
+from effv2_jax.learning.optimizer import make_schedule
 from effv2_jax.network.architecture import Architecture, Block
+from effv2_jax.network.model import config_architecture
+from effv2_jax.runtime import mesh as mesh_lib
 
 Array = jax.Array
+PyTree = Any
 
 
 class PlainBlock(nn.Module):
@@ -80,16 +85,16 @@ class PlainEfficientNet(nn.Module):
 @flax.struct.dataclass
 class PlainState:
     step: Array
-    params: Any
-    batch_stats: Any
+    params: PyTree
+    batch_stats: PyTree
     opt_state: optax.OptState
-    ema: Any
+    ema: PyTree
 
 
 def plain_train_step(
     config: ConfigDict, stage: Stage, architecture: Architecture, num_classes: int, schedule: optax.Schedule
 ) -> tuple[Callable[[], PlainState], Callable[[PlainState, dict[str, Array]], tuple[PlainState, dict[str, Array]]]]:
-    """(the state's initial value, the step) of a stage, with the config's dtype, rates, smoothing, decay and EMA."""
+    """(makes the initial state, the step) of a stage, with the config's dtype, rates, smoothing, decay and EMA."""
     model = PlainEfficientNet(
         architecture, num_classes, stage.dropout_rate, stage.survival_probability, jnp.dtype(config.dtype)
     )
@@ -108,7 +113,7 @@ def plain_train_step(
         images = ((batch["image"].astype(jnp.float32) - 128) / 128).astype(model.dtype)
         labels = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), config.loss.label_smoothing)
 
-        def loss_fn(params: Any) -> tuple[Array, Any]:
+        def loss_fn(params: PyTree) -> tuple[Array, tuple[PyTree, Array]]:
             logits, updates = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 images,
@@ -124,9 +129,20 @@ def plain_train_step(
         (loss, (batch_stats, accuracy)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = {"params": params, "batch_stats": batch_stats}
-        ema = optax.incremental_update(new, state.ema, 1 - config.ema.decay)
-        metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(grads)}
+        averaged = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(averaged, state.ema, 1 - config.ema.decay)
+        metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.tree.norm(grads)}
         return PlainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     return initial_state, step
+
+
+def lower_plain_train_step(
+    config: ConfigDict, curriculum: Curriculum, stage: Stage, num_classes: int, num_examples: int, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The plain step of a stage, ready for compilation, for `planning.cost_model.CostModel`."""
+    schedule = make_schedule(config, num_examples=num_examples, total_steps=curriculum.total_steps)
+    initial_state, step = plain_train_step(config, stage, config_architecture(config), num_classes, schedule)
+    state = mesh_lib.replicate_shapes(jax.eval_shape(initial_state), mesh)
+    batch = mesh_lib.abstract_batch(config.global_batch_size, stage.image_size, 1, mesh)
+    return jax.jit(step, out_shardings=mesh_lib.replicated(mesh), donate_argnums=0).lower(state, batch)

@@ -1,10 +1,11 @@
-"""The training input: images a second of the pipeline and of its parts, against tf.data and torchvision.
+"""The training input: images per second of the pipeline and of its parts, against tf.data and torchvision.
 
-All sides read the same files, and make the same crops and flips of them, those of our pipeline; they take turns in
-rounds. RandAugment's draws are each side's own.
+All sides read the same files and make the same crops and flips, those that our pipeline draws; they take turns in
+rounds. Each side draws its own RandAugment.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import statistics
@@ -30,15 +31,46 @@ from effv2_jax.errors import UserError, check_known
 from effv2_jax.monitoring.tables import empty_table
 
 PEERS = ("tf.data", "torchvision")
+PARTS = ("read", "decode", "resize", "flip", "augment", "batch", "transfer")
 MAGNITUDE = 10.0  # of RandAugment
-WARMUP = 4  # batches before the clock starts: what was made ahead, and starts of threads and processes
-EXAMPLES = 20_000  # an epoch: the files as often as that, so that the order costs what it costs on a real data set
-Maker = Callable[[], Any]
+WARMUP = 4  # untimed batches: what was prefetched, and the start of threads and processes
+EPOCH = 20_000  # examples: the files are repeated, so that shuffling costs what it costs on a real data set
+MakeIterator = Callable[[], Any]
 
 
-def measure(
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all sides have in common.
+
+    magnitude: of RandAugment; None is without.
+    batches: that each iterator gives.
+    scaled: our pipeline decodes at the scale that the size needs.
+    """
+
+    image_size: int
+    magnitude: float | None
+    batch_size: int
+    batches: int
+    scaled: bool
+
+    def config(self, num_workers: int = 0) -> ConfigDict:
+        """Of our pipeline; 0 worker processes are threads."""
+        config = defaults()
+        config.global_batch_size = self.batch_size
+        duration(config, "total", steps=self.batches)
+        config.curriculum.num_stages = 1
+        config.curriculum.image_size = (self.image_size, self.image_size)
+        config.curriculum.randaugment_magnitude = (self.magnitude or 0.0,) * 2
+        config.data.augmentation = "none" if self.magnitude is None else "randaugment"
+        config.data.num_workers = num_workers
+        config.data.scaled_decoding = self.scaled
+        return config
+
+
+def bench_input(
     folder: str,
     sizes: Sequence[int],
+    *,
     workers: Sequence[int],
     peers: Sequence[str],
     batch_size: int,
@@ -50,23 +82,22 @@ def measure(
     """Times every size, without RandAugment and with it.
 
     Args:
-      folder: of images, anywhere below it.
+      folder: of images, in any subfolders.
       sizes: pixels.
       workers: numbers of worker processes of our pipeline; 0 is threads.
       peers: of PEERS.
       batch_size: images.
-      batches: that a round of one side takes.
-      rounds: of all sides in turn.
-      scaled: ours decodes at the scale that the size needs.
+      batches: of each side in a round.
+      rounds: in which the sides take turns.
+      scaled: our pipeline decodes at the scale that the size needs.
       log: takes a line of progress.
 
     Returns:
-      {'parts': [{'image_size', 'read', 'decode', 'resize', 'flip', 'augment', 'batch', 'transfer'}], microseconds an
-      image, one after the other; 'rates': [{'image_size', 'randaugment', 'ours, ...': images a second, ...}]}, each the
-      median of the rounds.
+      {'parts': [{'image_size', 'read', 'decode', ...}], microseconds per image of each of PARTS, one after the other;
+      'rates': [{'image_size', 'randaugment', 'ours, ...': images per second, ...}], the median of the rounds}.
 
     Raises:
-      UserError: no images there, an unknown peer, or one that is not installed.
+      UserError: no images, an unknown peer, or one that is not installed.
     """
     for peer in peers:
         check_known("--peer", peer, PEERS)
@@ -77,19 +108,19 @@ def measure(
             raise UserError(f"--image_size={size} is too small; no stage is as small")
     files = _readable(folder)
     log(f"{len(files)} images in {folder}")
-    copies = -(-EXAMPLES // len(files))
+    copies = -(-EPOCH // len(files))
     source = Folder(folder, files * copies, [0] * len(files) * copies, ("image",))
     results: dict[str, Any] = {"parts": [], "rates": []}
     for size in sizes:
-        results["parts"].append(_parts(source, len(files), _config(size, MAGNITUDE, 0, batch_size, 1, scaled)))
+        results["parts"].append(_time_parts(source, len(files), Setting(size, MAGNITUDE, batch_size, 1, scaled)))
         for magnitude in (None, MAGNITUDE):
             log(f"{size} px, {'with' if magnitude else 'without'} RandAugment ...")
-            makers = _makers(source, size, magnitude, workers, peers, batch_size, WARMUP + batches, scaled)
-            found: dict[str, list[float]] = {name: [] for name in makers}
+            sides = _sides(source, Setting(size, magnitude, batch_size, WARMUP + batches, scaled), workers, peers)
+            rates: dict[str, list[float]] = {side: [] for side in sides}
             for _ in range(rounds):
-                for name, make in makers.items():
-                    found[name].append(_rate(make, batch_size, batches))
-            medians = {name: statistics.median(values) for name, values in found.items()}
+                for side, make_iterator in sides.items():
+                    rates[side].append(_rate(make_iterator, batch_size, batches))
+            medians = {side: statistics.median(values) for side, values in rates.items()}
             results["rates"].append({"image_size": size, "randaugment": magnitude is not None} | medians)
     return results
 
@@ -108,54 +139,30 @@ def _readable(folder: str) -> list[str]:
     return readable
 
 
-def _config(
-    size: int, magnitude: float | None, workers: int, batch_size: int, batches: int, scaled: bool
-) -> ConfigDict:
-    config = defaults()
-    config.global_batch_size = batch_size
-    duration(config, "total", steps=batches)
-    config.curriculum.num_stages = 1
-    config.curriculum.image_size = (size, size)
-    config.curriculum.randaugment_magnitude = (magnitude or 0.0,) * 2
-    config.data.augmentation = "none" if magnitude is None else "randaugment"
-    config.data.num_workers = workers
-    config.data.scaled_decoding = scaled
-    return config
-
-
-def _makers(
-    source: Folder,
-    size: int,
-    magnitude: float | None,
-    workers: Sequence[int],
-    peers: Sequence[str],
-    batch_size: int,
-    batches: int,
-    scaled: bool,
-) -> dict[str, Maker]:
-    """What makes each side's iterator of batches anew."""
-    makers: dict[str, Maker] = {}
+def _sides(source: Folder, setting: Setting, workers: Sequence[int], peers: Sequence[str]) -> dict[str, MakeIterator]:
+    """A function for each side that makes a new iterator of batches."""
+    sides: dict[str, MakeIterator] = {}
     for number in workers:
-        config = _config(size, magnitude, number, batch_size, batches, scaled)
-        curriculum = make_curriculum(config, len(source))
+        config = setting.config(number)
         name = f"ours, {number} processes" if number else "ours, threads"
-        makers[name] = functools.partial(train_batches, source, config, curriculum, 0)
-    config = _config(size, magnitude, 0, batch_size, batches, scaled)
-    draws = [_draw(source, config, position) for position in range(batch_size * batches)]
+        sides[name] = functools.partial(train_batches, source, config, make_curriculum(config, len(source)), 0)
+    config = setting.config()
+    draws = [_draw(source, config, position) for position in range(setting.batch_size * setting.batches)]
     paths = [path for path, _, _ in draws]
     boxes = np.array([box for _, box, _ in draws], np.int32)
     flips = np.array([flip for _, _, flip in draws])
+    size, batch_size, magnitude = setting.image_size, setting.batch_size, setting.magnitude
     if "tf.data" in peers:
         from effv2_jax.bench import tf_input
 
-        makers["tf.data"] = lambda: tf_input.batches(paths, boxes, flips, size, batch_size, magnitude)
+        sides["tf.data"] = lambda: tf_input.batches(paths, boxes, flips, size, batch_size, magnitude)
     if "torchvision" in peers:
         from effv2_jax.bench import torch_input
 
         photos = torch_input.Photos(paths, boxes, flips, size, magnitude)
         loader = torch_input.loader(photos, batch_size, os.cpu_count() or 1)
-        makers["torchvision"] = lambda: iter(loader)
-    return makers
+        sides["torchvision"] = lambda: iter(loader)
+    return sides
 
 
 def _draw(source: Folder, config: ConfigDict, position: int) -> tuple[str, tuple[int, int, int, int], bool]:
@@ -167,9 +174,9 @@ def _draw(source: Folder, config: ConfigDict, position: int) -> tuple[str, tuple
     return source.describe(index), box, rng.random() < 0.5
 
 
-def _rate(make: Maker, batch_size: int, batches: int) -> float:
-    """Images a second, from the first batch after WARMUP on."""
-    iterator = make()
+def _rate(make_iterator: MakeIterator, batch_size: int, batches: int) -> float:
+    """Images per second after WARMUP."""
+    iterator = make_iterator()
     try:
         for _ in range(WARMUP):
             next(iterator)
@@ -182,12 +189,12 @@ def _rate(make: Maker, batch_size: int, batches: int) -> float:
             iterator.close()
 
 
-def _parts(source: Folder, count: int, config: ConfigDict) -> dict[str, Any]:
-    """Microseconds an image of each part, the faster of two passes over `count` images, by one thread."""
-    size, batch_size = config.curriculum.image_size[0], config.global_batch_size
+def _time_parts(source: Folder, count: int, setting: Setting) -> dict[str, Any]:
+    """Microseconds per image of each part on one thread, the faster of two passes over `count` images."""
+    config, size, batch_size = setting.config(), setting.image_size, setting.batch_size
     best: dict[str, float] = {}
     for _ in range(2):
-        spent = dict.fromkeys(("read", "decode", "resize", "flip", "augment", "batch", "transfer"), 0.0)
+        spent = dict.fromkeys(PARTS, 0.0)
         images: list[np.ndarray] = []
         for index in range(count):
             rng = example_generator(config.seed, 0, index)
@@ -221,23 +228,18 @@ def _parts(source: Folder, count: int, config: ConfigDict) -> dict[str, Any]:
 
 
 def input_tables(results: dict[str, Any]) -> list[RenderableType]:
-    """The parts, and the rates with their ratios to the best of ours."""
-    parts = empty_table("size\n(px)", *(f"{name}\n(us)" for name in list(results["parts"][0])[1:]))
+    """The parts, and the rates with the ratio of our best to each peer."""
+    parts = empty_table("size\n(px)", *(f"{part}\n(us)" for part in PARTS))
     for row in results["parts"]:
-        parts.add_row(str(row["image_size"]), *(f"{value:.0f}" for name, value in row.items() if name != "image_size"))
+        parts.add_row(str(row["image_size"]), *(f"{row[part]:.0f}" for part in PARTS))
     sides = list(results["rates"][0])[2:]
-    others = [name for name in sides if not name.startswith("ours")]
-    rates = empty_table(
-        *("size\n(px)", "RandAugment"),
-        *(f"{name}\n(images/s)" for name in sides),
-        *(f"best of ours\n/ {name}" for name in others),
-    )
+    peers = [side for side in sides if side in PEERS]
+    rate_headers = [f"{side}\n(images/s)" for side in sides]
+    rates = empty_table("size\n(px)", "RandAugment", *rate_headers, *(f"our best\n/ {peer}" for peer in peers))
     for row in results["rates"]:
-        best = max(row[name] for name in sides if name.startswith("ours"))
-        rates.add_row(
-            str(row["image_size"]),
-            "yes" if row["randaugment"] else "no",
-            *(f"{row[name]:.0f}" for name in sides),
-            *(f"{best / row[name]:.2f}x" for name in others),
-        )
+        best = max(row[side] for side in sides if side not in PEERS)
+        cells = [str(row["image_size"]), "yes" if row["randaugment"] else "no"]
+        cells += [f"{row[side]:.0f}" for side in sides]
+        cells += [f"{best / row[peer]:.2f}x" for peer in peers]
+        rates.add_row(*cells)
     return [parts, rates]

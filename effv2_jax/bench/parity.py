@@ -1,10 +1,11 @@
-"""The network against those of Keras, timm and torchvision: `effv2 bench parity`.
+"""Our network against those of Keras, timm and torchvision: `effv2 bench parity`.
 
-Random weights with no trivial batch norm go into both. In evaluation every block's output and the logits are compared,
-in training the loss, the gradient of every parameter and the statistics of every batch norm.
+Both get the same random weights, without a trivial batch norm. In evaluation mode every block's output and the logits
+are compared, in training mode the loss, the gradient of every parameter and the statistics of every batch norm.
 """
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,23 +30,24 @@ TRAIN_VARIANTS = ("efficientnetv2-b0", "efficientnetv2-s")
 TRAIN_BATCH, TRAIN_SIZE = 8, 64
 
 
-def measure(
+def compare_networks(
     variants: Sequence[str], peers: Sequence[str], size: int | None, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Compares, each variant in a process of its own, which takes its memory with it.
+    """Compares each variant in a process of its own, which returns its memory when it ends.
 
     Args:
-      variants: names of architectures; () for all that a peer has.
+      variants: names of architectures; () for all that any peer has.
       peers: of PEERS; () for all.
       size: pixels; None for each variant's evaluation size, and TRAIN_SIZE in training.
       log: takes a line of progress.
 
     Returns:
-      Rows, as JSON can hold them: `compare_forward`'s, and of TRAIN_VARIANTS `compare_training`'s, which have 'loss'.
+      Rows, which JSON can hold: those of `compare_forward`, and for TRAIN_VARIANTS those of `compare_training`, which
+      have 'loss'.
 
     Raises:
       Unavailable: a process that compared was killed.
-      UserError: an unknown variant or peer, one that no peer has, or a library that is not installed.
+      UserError: an unknown variant or peer, a variant that no peer has, or a library that is not installed.
     """
     for variant in variants:
         check_known("--variant", variant, architectures.names())
@@ -53,42 +55,45 @@ def measure(
         check_known("--peer", peer, PEERS)
     if size is not None:
         check_size("size", size)
-    found = {
+    peers_of = {
         variant: [peer for peer in peers or PEERS if peer_name(peer, variant)]
         for variant in variants or architectures.names()
     }
-    if strange := [variant for variant in variants if not found[variant]]:
-        raise UserError(f"{', '.join(strange)} is in none of {', '.join(peers or PEERS)}")
-    for peer in sorted({peer for some in found.values() for peer in some}):
+    if missing := [variant for variant in variants if not peers_of[variant]]:
+        raise UserError(f"{', '.join(missing)} is in none of {', '.join(peers or PEERS)}")
+    for peer in sorted(set(itertools.chain(*peers_of.values()))):
         check_installed(peer)
     rows = []
-    for variant, some in found.items():
-        modes = [compare_forward] + [compare_training] * (variant in TRAIN_VARIANTS)
-        for mode in modes if some else ():
-            new = run_isolated(variant, mode, variant, some, size, initializer=_on_the_cpu)
-            for row in new:
+    for variant, some_peers in peers_of.items():
+        if not some_peers:
+            continue
+        modes = [compare_forward, compare_training] if variant in TRAIN_VARIANTS else [compare_forward]
+        for compare in modes:
+            new_rows = run_isolated(variant, compare, variant, some_peers, size, initializer=_use_cpu)
+            for row in new_rows:
                 log(describe(row))
-            rows += new
+            rows += new_rows
     return rows
 
 
-def _on_the_cpu() -> None:
+def _use_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow's and PyTorch's
 
 
 def random_variables(architecture: Architecture, seed: int = 0) -> Variables:
-    """Weights for CLASSES classes, with no batch norm left trivial.
+    """Weights for CLASSES classes, without a trivial batch norm.
 
-    What a residual block adds is kept small: else activations grow from block to block, the gates of squeeze-excite
-    become steps, and a network of a hundred blocks magnifies rounding without end.
+    The branches of residual blocks are kept small. Otherwise activations grow from block to block, the gates of
+    squeeze-excite become step functions, and a network of a hundred blocks amplifies rounding errors without bound.
     """
     rng = np.random.default_rng(seed)
     arrays = {}
     for entry in entries(architecture, CLASSES, "effv2"):
         leaf = entry.path.rpartition("/")[2]
         if leaf in ("scale", "var"):
-            value = rng.uniform(0.7, 1.4, entry.shape) * (0.5 if entry.path.endswith("project_bn/scale") else 1)
+            is_branch_end = entry.path.endswith("project_bn/scale")
+            value = rng.uniform(0.7, 1.4, entry.shape) * (0.5 if is_branch_end else 1)
         elif entry.kind == "vector":
             value = rng.normal(0, 0.2, entry.shape)
         else:
@@ -98,16 +103,19 @@ def random_variables(architecture: Architecture, seed: int = 0) -> Variables:
 
 
 def compare_forward(variant: str, peers: Sequence[str], size: int | None = None) -> list[dict[str, Any]]:
-    """Rows of {'variant', 'peer', 'size', 'logits', 'worst', 'worst_at'}: largest differences, each relative to the
-    largest value of what is compared; 'worst' is that of any output."""
+    """Rows of {'variant', 'peer', 'size', 'logits', 'worst', 'worst_at'}.
+
+    'logits' and 'worst' are the largest differences of the logits and of any output, relative to its largest value.
+    """
     architecture = get_architecture(variant)
     variables, size = random_variables(architecture), size or architecture.evaluation_size
     images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
     rows = []
-    for peer, ours in _of_each(peers, architecture, variables, lambda bundle: forward(bundle, images)):
+    for peer, ours in _ours_for_each(peers, architecture, variables, lambda bundle: forward(bundle, images)):
         theirs = make_peer(peer, architecture, variables, size).forward(images)
         if ours.keys() != theirs.keys():
-            raise ValueError(f"{peer} has {theirs.keys() - ours.keys()} more and {ours.keys() - theirs.keys()} less")
+            extra, missing = theirs.keys() - ours.keys(), ours.keys() - theirs.keys()
+            raise ValueError(f"outputs of {peer} differ from ours: it has {extra} and lacks {missing}")
         errors = {name: relative(ours[name], value) for name, value in theirs.items()}
         row: dict[str, Any] = {"variant": variant, "peer": peer, "size": size, "logits": errors["logits"]}
         row["worst_at"], row["worst"] = worst(errors)
@@ -115,11 +123,11 @@ def compare_forward(variant: str, peers: Sequence[str], size: int | None = None)
     return rows
 
 
-def _of_each(
+def _ours_for_each(
     peers: Sequence[str], architecture: Architecture, variables: Variables, compute: Callable[[Bundle], Any]
 ) -> Iterator[tuple[str, Any]]:
-    """What `compute` makes of our network with the numerics of each peer, once for those that share them."""
-    computed: dict[Any, Any] = {}
+    """(peer, result of `compute` on our network with the peer's numerics); peers with equal numerics share a result."""
+    computed: dict[tuple[str, float], Any] = {}
     for peer in peers:
         bundle = foreign_bundle(peer, architecture, CLASSES, {"raw": variables})
         numerics = (bundle.padding, bundle.batch_norm_epsilon)
@@ -129,7 +137,7 @@ def _of_each(
 
 
 def forward(bundle: Bundle, images_BxHxWx3: np.ndarray) -> Outputs:
-    """Our outputs, with the names of `peers`."""
+    """Our outputs, named as in `peers`."""
 
     @jax.jit
     def run(images: jax.Array) -> Any:
@@ -149,7 +157,8 @@ def forward(bundle: Bundle, images_BxHxWx3: np.ndarray) -> Outputs:
 def compare_training(variant: str, peers: Sequence[str], size: int | None = None) -> list[dict[str, Any]]:
     """Rows of {'variant', 'peer', 'size', 'batch', 'loss', 'gradients', 'gradients_at', 'statistics', 'statistics_at'}.
 
-    Relative: the loss's difference, and the largest of any parameter's gradient and of any mean or variance by norms.
+    'loss' is the relative difference. 'gradients' and 'statistics' are the largest relative norms of the difference of
+    any parameter's gradient, and of any batch norm's mean or variance.
     """
     architecture, size = get_architecture(variant), size or TRAIN_SIZE
     variables = random_variables(architecture)
@@ -157,7 +166,7 @@ def compare_training(variant: str, peers: Sequence[str], size: int | None = None
     images = rng.normal(size=(TRAIN_BATCH, size, size, 3)).astype(np.float32)
     labels = rng.integers(0, CLASSES, TRAIN_BATCH)
     rows = []
-    for peer, ours in _of_each(peers, architecture, variables, lambda bundle: train_step(bundle, images, labels)):
+    for peer, ours in _ours_for_each(peers, architecture, variables, lambda bundle: train_step(bundle, images, labels)):
         theirs = make_peer(peer, architecture, variables, size).train_step(images, labels)
         row: dict[str, Any] = {"variant": variant, "peer": peer, "size": size, "batch": TRAIN_BATCH}
         row["loss"] = abs(ours.loss - theirs.loss) / theirs.loss
@@ -169,10 +178,10 @@ def compare_training(variant: str, peers: Sequence[str], size: int | None = None
 
 
 def train_step(bundle: Bundle, images_BxHxWx3: np.ndarray, labels_B: np.ndarray) -> TrainStep:
-    """Ours, of the whole batch as one batch-norm group."""
+    """Our result, with the whole batch as one batch-norm group."""
 
     @functools.partial(jax.value_and_grad, has_aux=True)
-    def loss_and_statistics(params: Any, images: jax.Array) -> Any:
+    def loss_and_statistics(params: Variables, images: jax.Array) -> tuple[jax.Array, Variables]:
         variables = bundle.variables | {"params": params}
         logits, updates = bundle.model.apply(variables, images, train=True, mutable=["group_stats"])
         log_probabilities = jax.nn.log_softmax(logits)
@@ -183,20 +192,20 @@ def train_step(bundle: Bundle, images_BxHxWx3: np.ndarray, labels_B: np.ndarray)
 
 
 def worst(errors: dict[str, float]) -> tuple[str, float]:
-    """The largest with its name; what is not a number is larger than any."""
+    """(name, value) of the largest error; NaN counts as the largest."""
     return max(errors.items(), key=lambda item: (math.isnan(item[1]), item[1]))
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference in units of the largest value."""
+    """The largest difference relative to their largest value."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def relative_norms(ours: Variables, theirs: Variables) -> dict[str, float]:
-    """By path: the norm of the difference relative to the norm.
+    """By path: the norm of the difference relative to the norm of theirs.
 
-    Where a batch norm follows, a shift has gradient 0 but for rounding: no array counts as smaller than a hundredth of
-    their root mean square.
+    A shift before a batch norm has gradient 0 up to rounding. So no norm counts as less than a hundredth of the root
+    mean square of all norms.
     """
     flat_ours, flat_theirs = flatten_arrays(ours), flatten_arrays(theirs)
     norms = {path: float(np.linalg.norm(value)) for path, value in flat_theirs.items()}
@@ -207,27 +216,29 @@ def relative_norms(ours: Variables, theirs: Variables) -> dict[str, float]:
 
 
 def describe(row: dict[str, Any]) -> str:
-    where = f"{row['variant']} {row['size']} px against {row['peer']}"
+    """One row as a line of the log."""
+    pair = f"{row['variant']} {row['size']} px against {row['peer']}"
     if "loss" in row:
         return (
-            f"{where}, training: loss {row['loss']:.1e}, gradients {row['gradients']:.1e} ({row['gradients_at']}), "
+            f"{pair}, training: loss {row['loss']:.1e}, gradients {row['gradients']:.1e} ({row['gradients_at']}), "
             f"statistics {row['statistics']:.1e} ({row['statistics_at']})"
         )
-    return f"{where}: logits {row['logits']:.1e}, any output {row['worst']:.1e} ({row['worst_at']})"
+    return f"{pair}: logits {row['logits']:.1e}, any output {row['worst']:.1e} ({row['worst_at']})"
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """(headers, rows of cells) of what was compared in evaluation, then of training where it was."""
+    """(headers, rows of cells) of evaluation, then of training if any row is of training."""
     forward_rows = [row for row in rows if "loss" not in row]
-    found = {(row["variant"], row["peer"]): row for row in forward_rows}
+    by_pair = {(row["variant"], row["peer"]): row for row in forward_rows}
     cells = []
     for variant, size in dict.fromkeys((row["variant"], row["size"]) for row in forward_rows):
         pairs = []
         for peer in PEERS:
-            row = found.get((variant, peer))
+            row = by_pair.get((variant, peer))
             pairs += [f"{row['logits']:.1e}", f"{row['worst']:.1e} {row['worst_at']}"] if row else ["–", "–"]
         cells.append((variant, str(size), *pairs))
-    yield ("variant", "px", *(f"{peer}: {what}" for peer in PEERS for what in ("logits", "any output"))), cells
+    headers = [f"{peer}: {output}" for peer in PEERS for output in ("logits", "any output")]
+    yield ("variant", "px", *headers), cells
     training = [
         (row["variant"], row["peer"], f"{row['loss']:.1e}")
         + tuple(f"{row[name]:.1e} {row[f'{name}_at']}" for name in ("gradients", "statistics"))
@@ -240,8 +251,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], li
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """docs/parity.md."""
-    found = [peer for peer in PEERS if any(row["peer"] == peer for row in rows)]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", *found))
+    peers = [peer for peer in PEERS if any(row["peer"] == peer for row in rows)]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", *peers))
     evaluation, *training = (
         "\n".join(f"| {' | '.join(line)} |" for line in (headers, ["---"] * len(headers), *cells))
         for headers, cells in tables(rows)

@@ -1,7 +1,7 @@
 """The networks of Keras, timm and torchvision with given weights, for comparison with ours.
 
-Each is what its library makes, in float32 on the CPU, dropout and stochastic depth off. Outputs have our names: 'stem',
-'block_0', 'block_1', ..., 'head', 'pooled' and 'logits', images as [B, H, W, C].
+Each is the library's own network, in float32 on the CPU, without dropout and stochastic depth. Outputs have our names:
+'stem', 'block_0', 'block_1', ..., 'head', 'pooled' and 'logits'; feature maps are [B, H, W, C].
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ import numpy as np
 
 from effv2_jax.errors import UserError
 from effv2_jax.network.architecture import Architecture
-from effv2_jax.weights.bundle import Variables, flatten_arrays, unflatten_arrays
+from effv2_jax.weights.bundle import Variables
 from effv2_jax.weights.mapping import Entry, block_places, entries
 
 Outputs = dict[str, np.ndarray]
 PEERS = ("keras", "timm", "torchvision")
-_OPERATORS: list[Any] = []  # of torchvision; they go with the objects that define them
+_OPERATORS: list[Any] = []  # keeps torchvision's operators defined: they are deleted with these objects
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """Of a batch in training mode: mean cross-entropy, gradient of every parameter, mean and variance of the batch."""
+    """One batch in training mode: mean cross-entropy, gradient of every parameter, mean and variance of every norm."""
 
     loss: float
     gradients: Variables  # as 'params'
@@ -39,40 +39,41 @@ class Peer(Protocol):
         """Every block's output and the logits, in evaluation mode."""
 
     def train_step(self, images_BxHxWx3: np.ndarray, labels_B: np.ndarray) -> TrainStep:
-        """In training mode; the weights stay as they are."""
+        """One batch in training mode; the weights do not change."""
 
 
 def peer_name(peer: str, variant: str) -> str | None:
-    """What another library calls a variant; None where it has none."""
+    """The name of a variant in another library; None if it is not there."""
     if variant == "efficientnet-b3" or "fused" in variant:
-        return None  # the B3 of the V2 code is its own; `-original` is the published one
+        return None  # the V2 code has a B3 of its own; `-original` is the published one
     family, _, size = variant.removesuffix("-original").partition("-")
     if peer == "timm":
         return f"tf_{family}_{size}"
     if peer == "keras":
-        return (
-            None if size == "xl" else family.replace("efficientnet", "EfficientNet").replace("v2", "V2") + size.upper()
-        )
+        if size == "xl":
+            return None
+        return family.replace("efficientnet", "EfficientNet").replace("v2", "V2") + size.upper()
     if family == "efficientnetv2":
         return f"efficientnet_v2_{size}" if size in ("s", "m", "l") else None
     return f"{family}_{size}"
 
 
 def check_installed(peer: str) -> None:
-    """Raises UserError where a library of PEERS is not there."""
-    for package in {"keras": ("keras",), "timm": ("torch", "timm"), "torchvision": ("torch", "torchvision")}[peer]:
+    """Raises UserError if a package that one of PEERS needs is not installed."""
+    packages = {"keras": ("keras",), "timm": ("torch", "timm"), "torchvision": ("torch", "torchvision")}
+    for package in packages[peer]:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"comparing with {peer} needs {package}: pip install 'effv2_jax[peers]'")
 
 
 def check_size(option: str, size: int) -> None:
-    """Raises UserError where images are too small for a network."""
+    """Raises UserError if images are too small for a network."""
     if size < 32:
         raise UserError(f"--{option}={size} is too small; the networks halve it five times")
 
 
 def make_peer(peer: str, architecture: Architecture, variables: Variables, size: int) -> Peer:
-    """The network that one of PEERS has of a variant, for images of `size` pixels, with our weights."""
+    """The network of one of PEERS for an architecture, with our weights, for images of `size` pixels."""
     name = peer_name(peer, architecture.name)
     if peer == "keras":
         return KerasPeer(import_keras(), str(name), architecture, variables, size)
@@ -82,21 +83,21 @@ def make_peer(peer: str, architecture: Architecture, variables: Variables, size:
 
 
 def import_keras() -> Any:
-    """Keras on TensorFlow, which runs its operations one by one: nothing is compiled."""
+    """Keras on TensorFlow, which runs operation by operation: nothing is compiled."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise UserError("Keras has begun with another backend; set KERAS_BACKEND=tensorflow")
+        raise UserError("Keras already runs on another backend; set KERAS_BACKEND=tensorflow")
     return keras
 
 
 def import_torch_peers() -> tuple[Any, Any]:
     """(timm, torchvision.models).
 
-    torchvision's binary part does not load beside a PyTorch of another build; its networks need nothing of it, and
-    importing it only two names of operators.
+    torchvision's compiled extension does not load with a PyTorch of another build. Its networks do not need the
+    extension, and its import needs only the names of two operators.
     """
     import torch
 
@@ -116,7 +117,7 @@ def import_torch_peers() -> tuple[Any, Any]:
 
 
 class KerasPeer:
-    """`keras.applications`, from the normalised input on."""
+    """A network of `keras.applications`, from the normalised input on."""
 
     def __init__(self, keras: Any, name: str, architecture: Architecture, variables: Variables, size: int) -> None:
         num_classes = _num_classes(variables)
@@ -153,13 +154,13 @@ class KerasPeer:
         saved = self.model.get_weights()
         for layer in self.model.layers:
             if hasattr(layer, "moving_mean"):
-                layer.momentum = 0.0  # the moving statistics are then the batch's
+                layer.momentum = 0.0  # so that the moving statistics become the batch's
         parameters = [entry for entry in self.entries if entry.path.startswith("params/")]
         with tf.GradientTape() as tape:
             logits = self.model(images_BxHxWx3, training=True)["logits"]
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels_B, logits))
-        found = tape.gradient(loss, [self.by_name[entry.name].value for entry in parameters])
-        gradients = {entry.name: np.asarray(value) for entry, value in zip(parameters, found, strict=True)}
+        values = tape.gradient(loss, [self.by_name[entry.name].value for entry in parameters])
+        gradients = {entry.name: np.asarray(value) for entry, value in zip(parameters, values, strict=True)}
         statistics = {name: np.asarray(value) for name, value in self.by_name.items()}
         self.model.set_weights(saved)
         return _train_step(float(loss), self.entries, gradients, statistics)
@@ -180,7 +181,7 @@ class TorchPeer:
         state = {entry.name: torch.from_numpy(entry.to_foreign(flat[entry.path]).copy()) for entry in self.entries}
         missing = model.load_state_dict(state, strict=False).missing_keys
         if other := [name for name in missing if not name.endswith("num_batches_tracked")]:
-            raise ValueError(f"{peer} has other arrays: {other}")
+            raise ValueError(f"{peer} has arrays without a counterpart: {other}")
         self.modules = self._modules(peer, architecture)
 
     def _modules(self, peer: str, architecture: Architecture) -> dict[str, Any]:
@@ -213,11 +214,11 @@ class TorchPeer:
         import torch
 
         saved = {name: value.clone() for name, value in self.model.state_dict().items()}
-        values: dict[str, int] = {}  # that each channel's statistics are of
+        values: dict[str, int] = {}  # how many values each channel's statistics average
         hooks = []
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0  # the running statistics are then the batch's
+                module.momentum = 1.0  # so that the running statistics become the batch's
 
                 def count(module: Any, inputs: Any, name: str = name) -> None:
                     values[name] = inputs[0].numel() // inputs[0].shape[1]
@@ -230,7 +231,7 @@ class TorchPeer:
             hook.remove()
         gradients = {name: parameter.grad.numpy() for name, parameter in self.model.named_parameters()}
         statistics = {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
-        for name, number in values.items():  # PyTorch's running variance is the unbiased one
+        for name, number in values.items():  # PyTorch keeps the unbiased variance
             statistics[f"{name}.running_var"] *= (number - 1) / number
         self.model.load_state_dict(saved)
         return _train_step(loss.item(), self.entries, gradients, statistics)
@@ -246,11 +247,11 @@ def _nchw(images_BxHxWx3: np.ndarray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(images_BxHxWx3.transpose(0, 3, 1, 2)))
 
 
-def _train_step(loss: float, names: list[Entry], gradients: Outputs, statistics: Outputs) -> TrainStep:
-    """In our names and layout."""
+def _train_step(loss: float, all_entries: list[Entry], gradients: Outputs, statistics: Outputs) -> TrainStep:
+    """The results of a peer, converted to our names and layout."""
 
-    def ours(collection: str, arrays: Outputs) -> Variables:
-        of_it = [entry for entry in names if entry.path.startswith(f"{collection}/")]
-        return unflatten_arrays({entry.path: entry.to_ours(arrays[entry.name]) for entry in of_it})[collection]
+    def convert(collection: str, arrays: Outputs) -> Variables:
+        chosen = [entry for entry in all_entries if entry.path.startswith(f"{collection}/")]
+        return unflatten_arrays({entry.path: entry.to_ours(arrays[entry.name]) for entry in chosen})[collection]
 
-    return TrainStep(loss, ours("params", gradients), ours("batch_stats", statistics))
+    return TrainStep(loss, convert("params", gradients), convert("batch_stats", statistics))

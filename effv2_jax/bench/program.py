@@ -1,6 +1,6 @@
-"""Our training step beside the one that plain Flax and Optax make, as the compiler for TPUs sees both.
+"""Our training step against the one from plain Flax and Optax, according to the compiler for TPUs.
 
-Nothing runs: cycles are the compiler's own estimates (see `plan`), exchanges and bytes are read from the programs.
+Nothing runs: cycles are the compiler's own estimates (see `plan`), collectives and bytes are read from the programs.
 """
 
 import dataclasses
@@ -9,48 +9,54 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import RenderableType
 
+from effv2_jax.bench.baseline import lower_plain_train_step
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.monitoring.tables import empty_table
-from effv2_jax.planning.cost_model import Programs
+from effv2_jax.planning.cost_model import CostModel
 from effv2_jax.planning.plan import describe_slices, estimate
 
+SIDES = ("ours", "plain")
 
-def measure(config: ConfigDict, topologies: list[str], programs: Programs) -> list[dict[str, Any]]:
-    """Rows {'topology', 'image_size', 'ours': figures, 'plain': figures}, figures those of `Program` and `Estimate`.
+
+def compare_programs(config: ConfigDict, topologies: list[str], cost_model: CostModel) -> list[dict[str, Any]]:
+    """Rows {'topology', 'image_size', 'ours': cost, 'plain': cost}; a cost has the fields of `StepCost` and `Estimate`.
 
     Raises:
-      UserError: an unknown topology, or a batch that its devices do not divide.
+      UserError: an unknown topology, or a batch that is not a multiple of its devices.
       Unavailable: a process that compiled was killed.
     """
     rows = []
-    for where in describe_slices(config, topologies, programs.num_examples):
-        for stage in make_curriculum(config, programs.num_examples).stages:
-            row: dict[str, Any] = {"topology": where.name, "image_size": stage.image_size}
-            for name in ("ours", "plain"):
-                program = programs.measure(config, stage, where.name, plain=name == "plain")
-                row[name] = dataclasses.asdict(program)
-                if program.fits:
-                    row[name] |= dataclasses.asdict(estimate(program, where, config.global_batch_size))
+    for tpu_slice in describe_slices(config, topologies, cost_model.num_examples):
+        for stage in make_curriculum(config, cost_model.num_examples).stages:
+            costs = {
+                "ours": cost_model.step_cost(config, stage, tpu_slice.name),
+                "plain": cost_model.step_cost(config, stage, tpu_slice.name, lower_plain_train_step, "plain Flax"),
+            }
+            row: dict[str, Any] = {"topology": tpu_slice.name, "image_size": stage.image_size}
+            for side, cost in costs.items():
+                row[side] = dataclasses.asdict(cost)
+                if cost.fits:
+                    row[side] |= dataclasses.asdict(estimate(cost, tpu_slice, config.global_batch_size))
             rows.append(row)
     return rows
 
 
 def program_table(rows: list[dict[str, Any]]) -> RenderableType:
-    """A row a stage and slice."""
+    """One row per stage and slice."""
     table = empty_table(
-        *("slice", "size\n(px)"),
-        *("ours\n(Mcycles)", "plain\n(Mcycles)", "plain\n/ ours"),
-        *("ours, of\nthe roofline", "plain, of\nthe roofline"),
-        *("ours\n(exchanges)", "plain\n(exchanges)", "ours\n(GB/device)", "plain\n(GB/device)"),
-    )
+        "slice", "size\n(px)", "ours\n(Mcycles)", "plain\n(Mcycles)", "plain\n/ ours",
+        "ours, times\nthe roofline", "plain, times\nthe roofline", "ours\n(collectives)", "plain\n(collectives)",
+        "ours\n(GB/device)", "plain\n(GB/device)",
+    )  # fmt: skip
     for row in rows:
-        ours, plain = row["ours"], row["plain"]
+        costs = [row[side] for side in SIDES]
         cells = [row["topology"], str(row["image_size"])]
-        cells += [f"{side['cycles'] / 1e6:.1f}" if side["fits"] else "does not fit" for side in (ours, plain)]
-        if ours["fits"] and plain["fits"]:
+        cells += [f"{cost['cycles'] / 1e6:.1f}" if cost["fits"] else "does not fit" for cost in costs]
+        if all(cost["fits"] for cost in costs):
+            ours, plain = costs
             cells.append(f"{plain['cycles'] / ours['cycles']:.2f}x")
-            cells += [f"{side['seconds'] / side['roofline_seconds']:.1f}x" for side in (ours, plain)]
-            cells += [str(side["collectives"]) for side in (ours, plain)]
-            cells += [f"{side['memory_bytes'] / 1e9:.1f}" for side in (ours, plain)]
+            cells += [f"{cost['seconds'] / cost['roofline_seconds']:.1f}x" for cost in costs]
+            cells += [str(cost["collectives"]) for cost in costs]
+            cells += [f"{cost['memory_bytes'] / 1e9:.1f}" for cost in costs]
         table.add_row(*cells)
     return table

@@ -1,8 +1,8 @@
 """One training step, and inference, against timm on PyTorch and Keras on JAX: `effv2 bench step`.
 
-Every side sits in a process of its own and waits; they take turns, so that a busy machine slows all of them. A step is
-forward and backward through the network with batch norm, cross-entropy and RMSProp with momentum, on images that are at
-hand; dropout and stochastic depth are off. Inference is the logits of a batch.
+Every side has a process of its own, and they take turns, so that a busy machine slows all of them. A training step is
+forward and backward through the network with batch norm, cross-entropy, and RMSProp with momentum, on images already in
+memory; dropout and stochastic depth are off. Inference computes the logits of a batch.
 """
 
 import functools
@@ -24,15 +24,15 @@ from effv2_jax.network.architecture import names
 
 CLASSES = 1000
 MODES = ("training", "inference")
-# What a peer is timed as.
-SIDES = {"timm": ("timm", "timm, bfloat16"), "keras": ("keras",)}
-Side = dict[str, Callable[[], None]]  # a mode's step
+SIDES = {"timm": ("timm", "timm, bfloat16"), "keras": ("keras",)}  # the timed sides of each peer
+Steps = dict[str, Callable[[], None]]  # one step of each mode
 
 
-def measure(
+def bench_step(
     variants: Sequence[str],
     sizes: Sequence[int],
     peers: Sequence[str],
+    *,
     batch_size: int,
     steps: int,
     rounds: int,
@@ -41,12 +41,12 @@ def measure(
     """Times every variant and size.
 
     Args:
-      variants: names of architectures; the beginning 'efficientnetv2-' may be left out.
+      variants: names of architectures; the prefix 'efficientnetv2-' may be omitted.
       sizes: pixels.
       peers: keys of SIDES.
       batch_size: images.
-      steps: of one side in a round.
-      rounds: of all sides in turn.
+      steps: of each side in a round.
+      rounds: in which the sides take turns.
       log: takes a line of progress.
 
     Returns:
@@ -54,47 +54,49 @@ def measure(
 
     Raises:
       UserError: an unknown variant or peer, or a library that is not installed.
-      Unavailable: a process that worked on a side ended.
+      Unavailable: the process of a side ended.
     """
     for peer in peers:
         check_known("--peer", peer, SIDES)
         check_installed(peer)
     for size in sizes:
         check_size("image_size", size)
-    full = [name if name in names() else f"efficientnetv2-{name}" for name in variants]
-    for name in full:
-        check_known("--variant", name, names())
+    known = names()
+    variants = [name if name in known else f"efficientnetv2-{name}" for name in variants]
+    for variant in variants:
+        check_known("--variant", variant, known)
     rows = []
-    for variant in full:
+    for variant in variants:
         sides = ["ours", *(side for peer in peers if peer_name(peer, variant) for side in SIDES[peer])]
         for size in sizes:
             log(f"{variant}, {size} px: {', '.join(sides)} ...")
-            rows += _compare(variant, size, batch_size, sides, steps, rounds)
+            for mode, seconds in _time_sides(variant, size, batch_size, sides, steps, rounds).items():
+                rates = {side: steps * batch_size / statistics.median(times) for side, times in seconds.items()}
+                rows.append({"variant": variant, "image_size": size, "mode": mode, "images_per_second": rates})
     return rows
 
 
-def _compare(
+def _time_sides(
     variant: str, size: int, batch_size: int, sides: Sequence[str], steps: int, rounds: int
-) -> list[dict[str, Any]]:
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each round, by mode and side."""
     context = multiprocessing.get_context("spawn")
     workers = {}
     try:
         for side in sides:
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, side, variant, size, batch_size), daemon=True)
+            connection, worker_end = context.Pipe()
+            arguments = (worker_end, side, variant, size, batch_size)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
-            there.close()
-            workers[side] = process, here
-            _ask(side, here, None)  # one after the other: compilation takes all cores
-        rows = []
+            worker_end.close()
+            workers[side] = process, connection
+            _ask(side, connection, None)  # one side after the other: compilation takes all cores
+        seconds: dict[str, dict[str, list[float]]] = {mode: {side: [] for side in sides} for mode in MODES}
         for mode in MODES:
-            found: dict[str, list[float]] = {side: [] for side in sides}
             for _ in range(rounds):
                 for side, (_, connection) in workers.items():
-                    found[side].append(_ask(side, connection, (mode, steps)))
-            rates = {side: steps * batch_size / statistics.median(seconds) for side, seconds in found.items()}
-            rows.append({"variant": variant, "image_size": size, "mode": mode, "images_per_second": rates})
-        return rows
+                    seconds[mode][side].append(_ask(side, connection, (mode, steps)))
+        return seconds
     finally:
         for process, connection in workers.values():
             connection.close()
@@ -102,22 +104,22 @@ def _compare(
             process.join()
 
 
-def _ask(side: str, connection: Connection, question: Any) -> float:
+def _ask(side: str, connection: Connection, request: tuple[str, int] | None) -> float:
     try:
-        connection.send(question)
+        connection.send(request)
         return connection.recv()
     except (EOFError, OSError):
-        raise Unavailable(f"the process of {side} ended; its own message is above") from None
+        raise Unavailable(f"the process of {side} ended; its error is printed above") from None
 
 
 def _serve(connection: Connection, name: str, variant: str, size: int, batch_size: int) -> None:
-    """Answers None, once all is compiled, and (mode, steps) with seconds."""
+    """Runs in the process of a side: compiles at the first request, None, and answers (mode, steps) with seconds."""
     connection.recv()
-    make = _ours if name == "ours" else _keras if name == "keras" else _timm
+    make = {"ours": _ours, "keras": _keras}.get(name, _timm)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8)
     labels = np.random.default_rng(1).integers(0, CLASSES, batch_size).astype(np.int32)
-    side = make(variant, images, labels, name.endswith("bfloat16"))
-    for step in side.values():
+    step_of = make(variant, images, labels, name.endswith("bfloat16"))
+    for step in step_of.values():
         step()
         step()
     connection.send(0.0)
@@ -126,14 +128,14 @@ def _serve(connection: Connection, name: str, variant: str, size: int, batch_siz
             mode, steps = connection.recv()
         except EOFError:
             return
-        side[mode]()  # caches, and threads that slept
+        step_of[mode]()  # warms caches and wakes threads
         start = time.perf_counter()
         for _ in range(steps):
-            side[mode]()
+            step_of[mode]()
         connection.send(time.perf_counter() - start)
 
 
-def _ours(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> Side:
+def _ours(variant: str, images: np.ndarray, labels: np.ndarray, use_bfloat16: bool) -> Steps:
     import jax
 
     from effv2_jax.config import defaults, duration
@@ -159,7 +161,7 @@ def _ours(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> S
     train_step = compiler.train_step(stages.stages[0])
     batch = put_batch({"image": images, "label": labels}, mesh)
     state = compiler.initial_state()
-    variables = jax.tree.map(lambda x: x.copy(), state.variables)  # the step takes the state's own
+    variables = jax.tree.map(lambda x: x.copy(), state.variables)  # the step donates the state's own
     model = make_model(config, CLASSES, mesh.devices.flat[0].platform)
 
     @functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
@@ -174,8 +176,8 @@ def _ours(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> S
     return {"training": train, "inference": lambda: jax.block_until_ready(infer(variables, batch["image"]))}
 
 
-def _timm(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> Side:
-    """In channels_last, timm's TensorFlow RMSProp; with `half` in bfloat16 by autocast."""
+def _timm(variant: str, images: np.ndarray, labels: np.ndarray, use_bfloat16: bool) -> Steps:
+    """In channels_last, with timm's TensorFlow RMSProp; bfloat16 is by autocast."""
     timm, _ = import_torch_peers()
     import torch
     from timm.optim import RMSpropTF
@@ -185,11 +187,11 @@ def _timm(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> S
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = RMSpropTF(model.parameters(), lr=1e-4, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=1e-5)
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels_last as it lies
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # already channels_last in memory
     y = torch.from_numpy(labels).long().to(device)
 
     def logits() -> Any:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16):
             return model((x.float() - 128) / 128)
 
     def train() -> None:
@@ -203,18 +205,18 @@ def _timm(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> S
         with torch.inference_mode():
             logits()
 
-    def waiting(step: Callable[[], None]) -> Callable[[], None]:
-        def both() -> None:
+    def synchronized(step: Callable[[], None]) -> Callable[[], None]:
+        def step_and_wait() -> None:
             step()
             torch.cuda.synchronize()
 
-        return both if device == "cuda" else step
+        return step_and_wait if device == "cuda" else step
 
-    return {"training": waiting(train), "inference": waiting(infer)}
+    return {"training": synchronized(train), "inference": synchronized(infer)}
 
 
-def _keras(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> Side:
-    """On JAX, compiled."""
+def _keras(variant: str, images: np.ndarray, labels: np.ndarray, use_bfloat16: bool) -> Steps:
+    """On JAX, compiled; always float32."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
@@ -228,7 +230,7 @@ def _keras(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> 
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=True,
     )
-    x = images.astype(np.float32)  # the network normalises
+    x = images.astype(np.float32)  # the network contains the normalisation
 
     def train() -> None:
         model.train_on_batch(x, labels)
@@ -240,18 +242,15 @@ def _keras(variant: str, images: np.ndarray, labels: np.ndarray, half: bool) -> 
 
 
 def step_table(rows: list[dict[str, Any]]) -> RenderableType:
-    """A row a variant, size and mode; ours, then each side's rate and how many times it ours is."""
+    """One row per variant, size and mode: each side's rate, and our rate over it."""
     sides = list(dict.fromkeys(side for row in rows for side in row["images_per_second"]))
-    table = empty_table(
-        *("network", "size\n(px)", "mode"),
-        *(f"{side}\n(images/s)" for side in sides),
-        *(f"ours /\n{side}" for side in sides if side != "ours"),
-    )
+    peers = [side for side in sides if side != "ours"]
+    rate_headers = [f"{side}\n(images/s)" for side in sides]
+    table = empty_table("network", "size\n(px)", "mode", *rate_headers, *(f"ours /\n{peer}" for peer in peers))
     for row in rows:
         rates = row["images_per_second"]
-        table.add_row(
-            *(row["variant"], str(row["image_size"]), row["mode"]),
-            *(f"{rates[side]:.1f}" if side in rates else "" for side in sides),
-            *(f"{rates['ours'] / rates[side]:.2f}x" if side in rates else "" for side in sides if side != "ours"),
-        )
+        cells = [row["variant"], str(row["image_size"]), row["mode"]]
+        cells += [f"{rates[side]:.1f}" if side in rates else "" for side in sides]
+        cells += [f"{rates['ours'] / rates[peer]:.2f}x" if peer in rates else "" for peer in peers]
+        table.add_row(*cells)
     return table

@@ -1,4 +1,4 @@
-"""A tf.data pipeline that does what ours does, for comparison: fused decode and crop, resize, flip, RandAugment.
+"""A tf.data pipeline equivalent to ours, for comparison: fused decode and crop, resize, flip, RandAugment.
 
 RandAugment is written in TensorFlow operations, as in google/automl `efficientnetv2/autoaugment.py` at 6a54c87.
 """
@@ -24,9 +24,10 @@ def batches(
     batch_size: int,
     magnitude: float | None,
 ) -> Iterator[np.ndarray]:
-    """Batches uint8 [batch_size, size, size, 3] of files, their crops (top, left, height, width) and flips, for ever.
+    """Batches uint8 [batch_size, size, size, 3] without end, of files with their crops and flips.
 
-    `magnitude` is that of RandAugment with two operations an image; None is without.
+    Crops are (top, left, height, width). `magnitude` is that of RandAugment with two operations per image; None is
+    without.
     """
 
     def example(path: Any, box: Any, flip: Any) -> Any:
@@ -35,7 +36,7 @@ def batches(
         image = tf.cond(flip, lambda: tf.image.flip_left_right(image), lambda: image)
         if magnitude is not None:
             for _ in range(2):
-                image = _one_of_all(image, magnitude / 10)
+                image = _random_operation(image, magnitude / 10)
         return image
 
     dataset = tf.data.Dataset.from_tensor_slices((np.array(paths), boxes_Nx4, flips_N)).repeat()
@@ -45,14 +46,14 @@ def batches(
     return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-def _one_of_all(image: Any, level: float) -> Any:
+def _random_operation(image: Any, level: float) -> Any:
     operations = _operations(level)
     number = tf.random.uniform([], 0, len(operations), tf.int32)
     return tf.switch_case(number, [lambda operation=operation: operation(image) for operation in operations])
 
 
 def _operations(level: float) -> list[Any]:
-    """The 16, at magnitude 10 * level."""
+    """The 16 operations at magnitude 10 * level."""
     enhance = 1.8 * level + 0.1
 
     def signed(value: float) -> Any:
@@ -129,7 +130,7 @@ def _smooth(image: Any) -> Any:
 
 def _affine(image: Any, output_to_input: Sequence[Any]) -> Any:
     transform = tf.stack([*(tf.cast(value, tf.float32) for value in output_to_input), 0.0, 0.0])[None]
-    # The fourth channel tells what came from the outside.
+    # The fourth channel is 0 where a pixel comes from outside the image.
     with_mask = tf.concat([image, tf.fill(tf.shape(image[..., :1]), tf.constant(255, tf.uint8))], -1)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=with_mask[None],

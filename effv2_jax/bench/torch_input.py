@@ -1,4 +1,4 @@
-"""A PyTorch data set that does what our input does, with torchvision's own means; a worker process can import it."""
+"""A PyTorch data set equivalent to our input, from torchvision's own functions; worker processes can import it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 class Photos:
     """Example i is file i with its crop (top, left, height, width) and flip, as a uint8 tensor [3, size, size].
 
-    `magnitude` is that of torchvision's RandAugment with two operations, whose scale is 0 to 30; None is without.
+    `magnitude` is that of RandAugment with two operations on our scale of 0 to 10; torchvision's is 0 to 30. None is
+    without.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class Photos:
 
         from effv2_jax.bench.peers import import_torch_peers
 
-        import_torch_peers()  # before any other import of torchvision
+        import_torch_peers()  # must precede any other import of torchvision
         from torchvision.transforms import RandAugment
         from torchvision.transforms import functional as F
 
@@ -41,7 +42,7 @@ class Photos:
 
 
 def loader(photos: Photos, batch_size: int, num_workers: int) -> Any:
-    """A DataLoader whose worker processes stay from one pass to the next."""
+    """A DataLoader whose worker processes live through all passes."""
     import torch
 
     return torch.utils.data.DataLoader(

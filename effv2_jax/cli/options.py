@@ -8,7 +8,7 @@ from effv2_jax.cli.output import log
 from effv2_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from effv2_jax.planning.cost_model import Programs
+    from effv2_jax.planning.cost_model import CostModel
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -22,20 +22,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_topology(parser: argparse.ArgumentParser) -> None:
-    """Adds --topology and the options that `programs_of` reads."""
+    """Adds --topology and the options that `cost_model_of` reads."""
     parser.add_argument("--topology", action="append", required=True, metavar="VERSION:SHAPE", help="such as v5e:4x4")
     parser.add_argument("--num_classes", type=int, default=1000, help="of the data, which is not read")
     parser.add_argument("--cache", default="~/.cache/effv2_jax/plan", help="folder that keeps the figures of programs")
 
 
-def programs_of(args: argparse.Namespace) -> "Programs":
+def cost_model_of(args: argparse.Namespace) -> "CostModel":
     """The compiled programs of a config on TPU slices, from the options of `add_topology`."""
-    from effv2_jax.planning.cost_model import Programs
+    from effv2_jax.planning.cost_model import CostModel
 
     num_examples = args.config.data.num_examples
     if not num_examples:
         raise UserError("the length of an epoch is unknown; pass --config.data.num_examples=N")
-    return Programs(args.num_classes, num_examples, Path(args.cache).expanduser(), log)
+    return CostModel(args.num_classes, num_examples, Path(args.cache).expanduser(), log)
 
 
 def comma_list(text: str) -> list[str]:

@@ -1,1 +1,5 @@
-"""A curriculum on TPU slices that need not be there: memory, collectives, time and cost."""
+"""Compile a curriculum for TPU slices without a TPU: memory, collectives, time and cost.
+
+`plan.plan` estimates a whole training; `cost_model.CostModel` compiles one step; `slices` describes chips and slices;
+`hlo` reads the text of a compiled program.
+"""

@@ -1,7 +1,7 @@
-"""Figures out of the text of a compiled program: what the compiler expects to take how long, and what chips exchange.
+"""Statistics from the text of a compiled program: the compiler's estimated cycles, and the collectives.
 
-Only instructions that run on their own are counted: those of the entry computation, and of loops as often as these run;
-what a fusion holds inside is part of the fusion.
+Only instructions that run on their own count: those of the entry computation, and those of loop bodies multiplied by
+the trip count. What a fusion contains is part of the fusion.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-    """Of one run of a program on each device.
+class ProgramStats:
+    """One run of a program on each device.
 
-    cycles: the compiler's estimates, summed over instructions.
-    collectives: how many exchanges there are.
-    collective_bytes: that they give to each device.
+    cycles: the sum of the compiler's estimates over all instructions.
+    collectives: the number of collective operations.
+    collective_bytes: the bytes that they deliver to each device.
     """
 
     cycles: int
@@ -35,8 +35,12 @@ class Figures:
     collective_bytes: int
 
 
-def figures(text: str) -> Figures:
-    """Figures of a program's text, `jax.stages.Compiled.as_text()`; loops of unknown length count once."""
+def program_stats(text: str) -> ProgramStats:
+    """Statistics of a program's text, `jax.stages.Compiled.as_text()`; loops of unknown length count once.
+
+    Raises:
+      ValueError: the text has no ENTRY computation.
+    """
     computations: dict[str, list[str]] = {}
     entry = lines = None
     for line in text.splitlines():
@@ -47,32 +51,32 @@ def figures(text: str) -> Figures:
         elif lines is not None:
             lines.append(line)
     if entry is None:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
     cycles = count = size = 0
-    for line, times in _run(computations, entry, 1):
+    for line, times in _executed(computations, entry, 1):
         if match := _CYCLES.search(line):
             cycles += times * int(match[1])
         instruction = _INSTRUCTION.match(line)
         if instruction and instruction[2].removesuffix("-start") in COLLECTIVES:
             count += times
-            size += times * _bytes(instruction[1], started=instruction[2].endswith("-start"))
-    return Figures(cycles, count, size)
+            size += times * _result_bytes(instruction[1], is_async=instruction[2].endswith("-start"))
+    return ProgramStats(cycles, count, size)
 
 
-def _run(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
-    """The instructions that run when a computation does, each with how often."""
+def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
+    """(instruction, number of executions) of a computation that runs `times` times."""
     for line in computations[name]:
         yield line, times
         if " while(" in line and (body := _BODY.search(line)):
             trips = _TRIPS.search(line)
-            yield from _run(computations, body[1], times * (int(trips[1]) if trips else 1))
+            yield from _executed(computations, body[1], times * (int(trips[1]) if trips else 1))
 
 
-def _bytes(shapes: str, started: bool) -> int:
-    """Of the result of a collective; one that is only started gives its operands, too."""
+def _result_bytes(shapes: str, is_async: bool) -> int:
+    """Bytes of a collective's result; an asynchronous start also returns its operands, so half of it counts."""
     sizes = [
         math.prod(map(int, filter(None, dims.split(",")))) * _BITS[kind] // 8
         for kind, dims in _SHAPE.findall(shapes)
         if kind in _BITS
     ]
-    return sum(sizes) // 2 if started else sum(sizes)
+    return sum(sizes) // 2 if is_async else sum(sizes)

@@ -1,11 +1,11 @@
-"""A curriculum on TPU slices that need not be there: memory, collectives, and the compiler's own estimates.
+"""Estimate a curriculum on TPU slices without a TPU: memory, collectives, and the compiler's own cycles.
 
-Every stage's training step, and the evaluation step, is the very one that training runs.
+The steps are those that training runs: the training step of every stage, and the evaluation step.
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,26 +17,27 @@ from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.errors import UserError
 from effv2_jax.learning.step import check_batch
 from effv2_jax.monitoring.tables import empty_table
-from effv2_jax.planning.cost_model import EVALUATION, Program, Programs, quietly
+from effv2_jax.planning.cost_model import EVALUATION, CostModel, StepCost, silence_libtpu
 from effv2_jax.planning.slices import Slice, check_name, describe_slice
 from effv2_jax.runtime.isolated_process import run_isolated
 
-ACCUMULATION = (2, 4, 8, 16)  # micro-batches that are tried where a step does not fit
-SMALLER = (2, 4, 8, 16)  # and then parts of the batch
-# Published hours of S, M and L by those estimated on the same v3:4x4, the least and the most; see docs/plan.md.
-PUBLISHED_BY_ESTIMATED = (0.87, 1.26)
-COMPILER_BYTES = 6e9  # of memory that one compilation takes: S 3.7 GB
+# What is tried, in this order, if a step does not fit: rematerialisation, micro-batches, a smaller batch.
+ACCUMULATION_STEPS = (2, 4, 8, 16)
+BATCH_DIVISORS = (2, 4, 8, 16)
+# Published hours over estimated hours on the same v3:4x4, the extremes of S, M and L; see docs/plan.md.
+PUBLISHED_OVER_ESTIMATED = (0.87, 1.26)
+COMPILER_BYTES = 6e9  # memory of one compilation; S takes 3.7 GB
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one step on a slice, from the compiler's figures; nothing of it was measured.
+    """One step on a slice, derived from the compiler's figures; nothing is measured.
 
-    seconds: cycles by the chip's clock, as if nothing overlapped.
-    images_per_second_per_chip: at that.
-    utilization: share of the chip's bfloat16 peak that the program's FLOPs take (MFU).
-    bound: what a roofline of the chip's peaks says is slowest: 'compute', 'memory' or 'network'.
-    roofline_seconds: that slowest alone.
+    seconds: cycles divided by the chip's clock, as if nothing overlapped.
+    images_per_second_per_chip: at that speed.
+    utilization: the program's FLOPs as a share of the chip's bfloat16 peak (MFU).
+    bound: the slowest in a roofline of the chip's peaks: 'compute', 'memory' or 'network'.
+    roofline_seconds: the time of that alone.
     """
 
     seconds: float
@@ -46,170 +47,192 @@ class Estimate:
     roofline_seconds: float
 
 
-def estimate(program: Program, where: Slice, batch_size: int) -> Estimate:
-    """What a program takes on a slice; `batch_size` is of all chips."""
-    chip, share = where.chip, where.devices_per_chip
-    seconds = program.cycles / chip.clock
-    parts = {
-        "compute": program.flops * share / chip.flops,
-        "memory": program.accessed_bytes * share / chip.hbm_bandwidth,
+def estimate(cost: StepCost, tpu_slice: Slice, batch_size: int) -> Estimate:
+    """The time of a step on a slice; `batch_size` is the global one."""
+    chip, devices = tpu_slice.chip, tpu_slice.devices_per_chip
+    seconds = cost.cycles / chip.clock
+    roofline = {
+        "compute": cost.flops * devices / chip.flops,
+        "memory": cost.accessed_bytes * devices / chip.hbm_bandwidth,
         # A ring sends and receives every byte about twice.
-        "network": 2 * program.collective_bytes * share / chip.link_bandwidth,
+        "network": 2 * cost.collective_bytes * devices / chip.link_bandwidth,
     }
-    bound = max(parts, key=lambda name: parts[name])
+    bound = max(roofline, key=lambda name: roofline[name])
     return Estimate(
         seconds=seconds,
-        images_per_second_per_chip=batch_size / where.chips / seconds,
-        utilization=parts["compute"] / seconds,
+        images_per_second_per_chip=batch_size / tpu_slice.chips / seconds,
+        utilization=roofline["compute"] / seconds,
         bound=bound,
-        roofline_seconds=parts[bound],
+        roofline_seconds=roofline[bound],
     )
 
 
 def describe_slices(config: ConfigDict, topologies: list[str], num_examples: int) -> list[Slice]:
-    """The slices of names as 'v5e:4x4'.
+    """The slices of names such as 'v5e:4x4'.
 
     Raises:
-      UserError: an unknown topology, or a batch that its devices do not divide.
+      UserError: an unknown topology, or a batch that is not a multiple of its devices.
     """
     for name in topologies:
         check_name(name)
-    slices = [run_isolated(name, describe_slice, name, initializer=quietly) for name in topologies]
+    slices = [run_isolated(name, describe_slice, name, initializer=silence_libtpu) for name in topologies]
     curriculum = make_curriculum(config, num_examples)
-    for where in slices:
-        check_batch(config, curriculum, where.devices)
+    for tpu_slice in slices:
+        check_batch(config, curriculum, tpu_slice.devices)
     return slices
 
 
 def plan(
-    config: ConfigDict, topologies: list[str], programs: Programs, images_per_core: Sequence[int] = ()
+    config: ConfigDict, topologies: list[str], cost_model: CostModel, images_per_core: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
-    """A dictionary a topology, as JSON can hold it.
+    """One dictionary per topology, which JSON can hold.
 
-    Slices are compiled for side by side, as many as cores and memory at hand allow.
+    Slices are compiled for in parallel, as many as the cores and the memory of this machine allow.
 
     Args:
       config: the experiment.
-      topologies: names as 'v5e:4x4'.
-      programs: compiles.
-      images_per_core: a second, that the input makes at each stage's size (`effv2 bench input`); () is not known.
+      topologies: names such as 'v5e:4x4'.
+      cost_model: compiles the steps.
+      images_per_core: images per second that one host core prepares at each stage's size (`effv2 bench input`); () if
+        unknown.
 
     Returns:
-      [{'topology', 'chips', 'devices', 'stages': [...], 'evaluation': {...}, 'hours'}], a stage {'image_size', 'steps',
-      'fits', 'remedy', 'accumulation_steps', 'remat', 'global_batch_size', figures of `Program` and `Estimate`, and
-      'host_cores_per_chip' where images_per_core is known}; 'hours' is None where a stage does not fit, and counts
-      training alone.
+      [{'topology', 'chips', 'devices', 'stages': [...], 'evaluation': {...}, 'hours'}]. A stage has 'image_size',
+      'steps', 'fits', 'remedy', 'needed_bytes', 'accumulation_steps', 'remat', 'global_batch_size', the fields of
+      `StepCost` and `Estimate`, and with images_per_core 'host_cores_per_chip'. 'hours' are those of training alone, or
+      None if a stage does not fit.
 
     Raises:
-      UserError: an unknown topology, a batch that its devices do not divide, or not as many rates as stages.
+      UserError: an unknown topology, a batch that is not a multiple of its devices, or not one rate per stage.
       Unavailable: the process that compiled was killed.
     """
-    num_stages = len(make_curriculum(config, programs.num_examples).stages)
+    num_stages = len(make_curriculum(config, cost_model.num_examples).stages)
     if images_per_core and (len(images_per_core) != num_stages or 0 in images_per_core):
         rates = ",".join(map(str, images_per_core))
         raise UserError(f"--images_per_core={rates} must be {num_stages} rates above 0, one for each stage")
-    slices = describe_slices(config, topologies, programs.num_examples)
-    at_once = min(os.cpu_count() or 1, int(psutil.virtual_memory().available / COMPILER_BYTES))
-    with ThreadPoolExecutor(max(1, at_once)) as pool:
-        results = list(pool.map(lambda where: _plan_slice(config, where, programs), slices))
-    for result in results:
-        for stage, rate in zip(result["stages"], images_per_core, strict=False):
-            if stage["fits"]:
-                stage["host_cores_per_chip"] = stage["images_per_second_per_chip"] / rate
+    slices = describe_slices(config, topologies, cost_model.num_examples)
+    num_parallel = min(os.cpu_count() or 1, int(psutil.virtual_memory().available / COMPILER_BYTES))
+    with ThreadPoolExecutor(max(1, num_parallel)) as pool:
+        results = list(pool.map(lambda tpu_slice: _plan_slice(config, tpu_slice, cost_model), slices))
+    if images_per_core:
+        for result in results:
+            for stage, rate in zip(result["stages"], images_per_core, strict=True):
+                if stage["fits"]:
+                    stage["host_cores_per_chip"] = stage["images_per_second_per_chip"] / rate
     return results
 
 
-def _plan_slice(config: ConfigDict, where: Slice, programs: Programs) -> dict[str, Any]:
-    curriculum = make_curriculum(config, programs.num_examples)
-    stages = [_plan_stage(config, stage, where, programs) for stage in curriculum.stages]
-    evaluation = programs.measure(config, None, where.name)
-    hours = sum(stage["seconds"] * stage["steps"] for stage in stages if stage["fits"]) / 3600
+def _plan_slice(config: ConfigDict, tpu_slice: Slice, cost_model: CostModel) -> dict[str, Any]:
+    curriculum = make_curriculum(config, cost_model.num_examples)
+    stages = [_plan_stage(config, stage, tpu_slice, cost_model) for stage in curriculum.stages]
+    evaluation = cost_model.step_cost(config, None, tpu_slice.name)
+    hours = None
+    if all(stage["fits"] for stage in stages):
+        hours = sum(stage["seconds"] * stage["steps"] for stage in stages) / 3600
     return {
-        "topology": where.name,
-        "chips": where.chips,
-        "devices": where.devices,
+        "topology": tpu_slice.name,
+        "chips": tpu_slice.chips,
+        "devices": tpu_slice.devices,
         "stages": stages,
-        "evaluation": _row(evaluation, where, config.evaluation.batch_size),
-        "hours": hours if all(stage["fits"] for stage in stages) else None,
+        "evaluation": _row(evaluation, tpu_slice, config.evaluation.batch_size),
+        "hours": hours,
     }
 
 
+def _plan_stage(config: ConfigDict, stage: Stage, tpu_slice: Slice, cost_model: CostModel) -> dict[str, Any]:
+    """The step of a stage as configured, or with the first remedy that makes it fit."""
+    needed = 0.0
+    for remedy, tried_stage, tried_config in _remedies(config, stage, tpu_slice.devices):
+        cost = cost_model.step_cost(tried_config, tried_stage, tpu_slice.name)
+        needed = needed or cost.memory_bytes
+        if cost.fits:
+            applied = remedy
+            break
+    else:
+        applied = "none that was tried"
+    return _row(cost, tpu_slice, tried_config.global_batch_size) | {
+        "image_size": stage.image_size,
+        "steps": stage.num_steps * config.global_batch_size // tried_config.global_batch_size,
+        "remedy": applied,
+        "needed_bytes": needed * tpu_slice.devices_per_chip,
+        "accumulation_steps": tried_stage.accumulation_steps,
+        "remat": tried_stage.remat,
+        "global_batch_size": tried_config.global_batch_size,
+    }
+
+
+def _remedies(config: ConfigDict, stage: Stage, devices: int) -> Iterator[tuple[str, Stage, ConfigDict]]:
+    """(remedy, stage, config) in the order in which they are tried; the first, '', is the stage as configured."""
+    yield "", stage, config
+    yield "remat", dataclasses.replace(stage, remat=True), config
+    per_device = config.global_batch_size // devices
+    for steps in ACCUMULATION_STEPS:
+        if steps > stage.accumulation_steps and per_device % steps == 0:
+            yield f"accumulation_steps={steps}", dataclasses.replace(stage, accumulation_steps=steps), config
+    for divisor in BATCH_DIVISORS:
+        if per_device % divisor == 0:
+            smaller = config.copy_and_resolve_references()
+            smaller.global_batch_size //= divisor
+            smaller.batch_norm.group_size = min(config.batch_norm.group_size, smaller.global_batch_size)
+            yield f"global_batch_size={smaller.global_batch_size}", stage, smaller
+
+
+def _row(cost: StepCost, tpu_slice: Slice, batch_size: int) -> dict[str, Any]:
+    row = dataclasses.asdict(cost)
+    if cost.fits:
+        row |= dataclasses.asdict(estimate(cost, tpu_slice, batch_size))
+    return row
+
+
 def plan_table(results: list[dict[str, Any]], price: float) -> RenderableType:
-    """A row a stage and slice; `price` of a chip and hour, 0 where it is not known."""
-    with_cores = any("host_cores_per_chip" in row for result in results for row in result["stages"])
-    table = empty_table(
-        "slice", "step", "steps", "memory a chip\n(GB)", "of\n(GB)", "fits", "exchanges\n(MB)", "TFLOP\na chip",
-        "step (s)\nestimated", "images/s/chip\nestimated", "MFU\nestimated", "bound", "of the\nroofline",
-        *(["host cores\na chip"] if with_cores else []),
-    )  # fmt: skip
+    """One row per step and slice; `price` is that of a chip per hour, 0 if unknown."""
+    headers = [
+        "slice", "step", "steps", "memory per\nchip (GB)", "of\n(GB)", "fits", "collectives\n(MB)", "TFLOP\nper chip",
+        "step (s)\nestimated", "images/s/chip\nestimated", "MFU\nestimated", "bound", "times the\nroofline",
+    ]  # fmt: skip
+    if any("host_cores_per_chip" in row for result in results for row in result["stages"]):
+        headers.append("host cores\nper chip")
+    table = empty_table(*headers)
     for result in results:
-        where = Slice(result["topology"], result["chips"], result["devices"])
-        share = where.devices_per_chip
-        for number, row in enumerate([*result["stages"], result["evaluation"]], 1):
-            training = "steps" in row
-            what = f"stage {number}, {row['image_size']} px" if training else EVALUATION
-            fits = "no" if not row["fits"] else row.get("remedy") or "yes"
-            cells = [what, str(row["steps"]) if training else "–", f"{row['memory_bytes'] * share / 1e9:.1f}"]
-            cells += [f"{where.chip.hbm_bytes / 1e9:.0f}", fits]
-            if row["fits"]:
-                cells += [
-                    f"{row['collectives']} ({row['collective_bytes'] / 1e6:.1f})",
-                    f"{row['flops'] * share / 1e12:.2f}",
-                    f"{row['seconds']:.3f}",
-                    f"{row['images_per_second_per_chip']:.0f}",
-                    f"{row['utilization']:.0%}",
-                    row["bound"],
-                    f"{row['seconds'] / row['roofline_seconds']:.1f}x",
-                ]
-                if "host_cores_per_chip" in row:
-                    cells.append(f"{row['host_cores_per_chip']:.1f}")
-            table.add_row(result["topology"], *cells)
-        hours = result["hours"]
+        name, chips, hours = result["topology"], result["chips"], result["hours"]
+        tpu_slice = Slice(name, chips, result["devices"])
+        for number, row in enumerate(result["stages"], 1):
+            step = f"stage {number}, {row['image_size']} px"
+            table.add_row(name, step, str(row["steps"]), *_cells(row, tpu_slice))
+        table.add_row(name, EVALUATION, "–", *_cells(result["evaluation"], tpu_slice))
         if hours:
-            table.add_row(result["topology"], f"{_price(hours, result['chips'], price)} of training, estimated")
-            least, most = (_price(hours * factor, result["chips"], price) for factor in PUBLISHED_BY_ESTIMATED)
-            table.add_row(result["topology"], f"{least} to {most} if as far off as for the paper's runs on v3")
+            table.add_row(name, f"{_price(hours, chips, price)} of training, estimated")
+            low, high = (_price(hours * factor, chips, price) for factor in PUBLISHED_OVER_ESTIMATED)
+            table.add_row(name, f"{low} to {high} with the error seen on the paper's v3 runs")
         else:
-            table.add_row(result["topology"], "does not fit")
+            table.add_row(name, "does not fit")
         table.add_section()
     return table
 
 
+def _cells(row: dict[str, Any], tpu_slice: Slice) -> list[str]:
+    """The columns of the table from memory on."""
+    chip, devices = tpu_slice.chip, tpu_slice.devices_per_chip
+    memory = [f"{row['memory_bytes'] * devices / 1e9:.1f}", f"{chip.hbm_bytes / 1e9:.0f}"]
+    if not row["fits"]:
+        return [*memory, "no"]
+    cells = [
+        *memory,
+        row.get("remedy") or "yes",
+        f"{row['collectives']} ({row['collective_bytes'] / 1e6:.1f})",
+        f"{row['flops'] * devices / 1e12:.2f}",
+        f"{row['seconds']:.3f}",
+        f"{row['images_per_second_per_chip']:.0f}",
+        f"{row['utilization']:.0%}",
+        row["bound"],
+        f"{row['seconds'] / row['roofline_seconds']:.1f}x",
+    ]
+    if "host_cores_per_chip" in row:
+        cells.append(f"{row['host_cores_per_chip']:.1f}")
+    return cells
+
+
 def _price(hours: float, chips: int, price: float) -> str:
-    return f"{hours:.1f} h" + (f" ({hours * chips * price:,.0f} at {price:g} a chip and hour)" if price else "")
-
-
-def _plan_stage(config: ConfigDict, stage: Stage, where: Slice, programs: Programs) -> dict[str, Any]:
-    """The step of a stage as the config has it, or the first remedy with which it fits."""
-    per_device = config.global_batch_size // where.devices
-    tries = [("", stage, config), ("remat", dataclasses.replace(stage, remat=True), config)]
-    for steps in ACCUMULATION:
-        if steps > stage.accumulation_steps and per_device % steps == 0:
-            tries.append((f"accumulation_steps={steps}", dataclasses.replace(stage, accumulation_steps=steps), config))
-    for parts in SMALLER:
-        if per_device % parts == 0:
-            smaller = config.copy_and_resolve_references()
-            smaller.global_batch_size //= parts
-            smaller.batch_norm.group_size = min(config.batch_norm.group_size, smaller.global_batch_size)
-            tries.append((f"global_batch_size={smaller.global_batch_size}", stage, smaller))
-    needed = 0.0
-    for attempt in tries:
-        remedy, changed, other = attempt
-        program = programs.measure(other, changed, where.name)
-        needed = needed or program.memory_bytes
-        if program.fits:
-            break
-    return _row(program, where, other.global_batch_size) | {
-        "image_size": stage.image_size,
-        "steps": stage.num_steps * config.global_batch_size // other.global_batch_size,
-        "remedy": remedy if program.fits else "none that was tried",
-        "needed_bytes": needed * where.devices_per_chip,
-        "accumulation_steps": changed.accumulation_steps,
-        "remat": changed.remat,
-        "global_batch_size": other.global_batch_size,
-    }
-
-
-def _row(program: Program, where: Slice, batch_size: int) -> dict[str, Any]:
-    row = dataclasses.asdict(program)
-    return row | (dataclasses.asdict(estimate(program, where, batch_size)) if program.fits else {})
+    if not price:
+        return f"{hours:.1f} h"
+    return f"{hours:.1f} h ({hours * chips * price:,.0f} at {price:g} per chip-hour)"

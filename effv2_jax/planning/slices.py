@@ -1,4 +1,4 @@
-"""Cloud TPU chips: published peaks, and meshes of slices that are described and not there."""
+"""Cloud TPU chips with their published peaks, and meshes of slices without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -15,13 +15,15 @@ from effv2_jax.runtime.mesh import DATA_AXIS
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Of one chip. Sources: Google Cloud's page of each version, cloud.google.com/tpu/docs/VERSION; links of v2 and v3:
-    Jouppi et al., A domain-specific supercomputer for training deep neural networks, 2020.
+    """The published peaks of one chip.
 
-    flops: bfloat16 peak, a second.
-    hbm_bytes, hbm_bandwidth: memory, and bytes a second.
-    link_bandwidth: bytes a second to all neighbours, both directions together.
-    clock: Hz, that gives the peak with the matrix units that the page names; it turns the compiler's cycles into time.
+    flops: bfloat16 operations per second.
+    hbm_bytes, hbm_bandwidth: bytes of memory, and bytes per second.
+    link_bandwidth: bytes per second to all neighbours, both directions together.
+    clock: Hz at which the matrix units that the page names reach the peak; it turns the compiler's cycles into time.
+
+    Sources: Google Cloud's page of each version, cloud.google.com/tpu/docs/VERSION; links of v2 and v3: Jouppi et al.,
+    A domain-specific supercomputer for training deep neural networks, 2020.
     """
 
     flops: float
@@ -31,8 +33,8 @@ class Chip:
     clock: float
 
 
-# Matrix units a chip: v2 2, v3 4, v4 8, v5e 4, v5p 8 of 128 x 128; v6e 4 and tpu7x 8 of 256 x 256 are what fits the
-# compiler's estimate of a large product.
+# Matrix units per chip: v2 2, v3 4, v4 8, v5e 4, v5p 8 of 128 x 128. For v6e, 4 units of 256 x 256, and for tpu7x, 8,
+# agree with the compiler's estimate of a large product.
 CHIPS = {
     "v2": Chip(45e12, 16e9, 700e9, 4 * 496e9 / 8, 0.70e9),
     "v3": Chip(123e12, 32e9, 900e9, 4 * 656e9 / 8, 0.94e9),
@@ -46,7 +48,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of `chips`, of which JAX sees one or two devices each; its name is VERSION:SHAPE, as 'v5e:4x4'."""
+    """A slice named VERSION:SHAPE, such as 'v5e:4x4'. JAX sees one or two devices per chip."""
 
     name: str
     chips: int
@@ -62,28 +64,33 @@ class Slice:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError where a topology's name is none that `describe_slice` could know."""
+    """Raises UserError if the name is not VERSION:SHAPE with a known version, or libtpu is missing."""
     version, _, shape = name.partition(":")
     if version not in CHIPS or not shape.replace("x", "").isdigit():
         raise UserError(f"--topology={name} must be VERSION:SHAPE, such as v5e:4x4; versions are {', '.join(CHIPS)}")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("this needs libtpu, and no TPU: pip install 'effv2_jax[tpu]'")
+        raise UserError("this needs libtpu (no TPU): pip install 'effv2_jax[tpu]'")
 
 
 def describe_slice(name: str) -> Slice:
-    """The slice of a topology's name; raises as `slice_mesh`."""
+    """The slice of a name; raises as `slice_mesh`."""
     mesh = slice_mesh(name)
-    return Slice(name, len({tuple(device.coords) for device in mesh.devices.flat}), mesh.size)
+    chips = {tuple(device.coords) for device in mesh.devices.flat}
+    return Slice(name, len(chips), mesh.size)
 
 
 def slice_mesh(name: str) -> Mesh:
-    """The mesh of a slice that need not be there; needs libtpu, and raises UserError where that knows no such shape."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # the metadata server that only a TPU VM has
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a description takes no TPU from another process
+    """The mesh of a slice, for compilation without a TPU; needs libtpu.
+
+    Raises:
+      UserError: libtpu does not know the shape.
+    """
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # only a TPU VM has the metadata server
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a description does not take a TPU from another process
     from jax.experimental import topologies
 
     try:
         devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # of libtpu, or where it is missing
+    except Exception as error:  # libtpu's own, or it is missing
         raise UserError(f"--topology={name} cannot be described: {' '.join(str(error).split())[:200]}") from None
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))

@@ -1,1 +1,1 @@
-"""`effv2 report`: training runs on one page of HTML that needs nothing else."""
+"""`effv2 report`: training runs on one self-contained page of HTML, by `page.write_report`."""

@@ -1,4 +1,4 @@
-"""Curves of runs as SVG for the middle of a page: in its colour of text, and with no text of a user in them."""
+"""Curves of runs as inline SVG, in the page's text colour and without any text of a user."""
 
 import io
 import itertools
@@ -10,36 +10,38 @@ import numpy as np
 
 from effv2_jax.report.runs import Run
 
-RUN_COLORS = ("#3b82f6", "#e8590c", "#2f9e44", "#c2255c", "#7950f2", "#0c8599", "#b08000", "#868e96")  # light and dark
+# Readable on light and on dark.
+RUN_COLORS = ("#3b82f6", "#e8590c", "#2f9e44", "#c2255c", "#7950f2", "#0c8599", "#b08000", "#868e96")
 TRAINING, RAW, AVERAGED = "training", "raw weights", "averaged weights"
-SERIES_COLORS = {TRAINING: "#868e96", RAW: "#e8590c", AVERAGED: "#3b82f6"}  # where there is one run
+SERIES_COLORS = {TRAINING: "#868e96", RAW: "#e8590c", AVERAGED: "#3b82f6"}  # of a single run
 CHARTS = {
     "loss": {TRAINING: "train/loss", RAW: "evaluation/raw_loss", AVERAGED: "evaluation/ema_loss"},
     "top-1 (%)": {TRAINING: "train/accuracy", RAW: "evaluation/raw_top1", AVERAGED: "evaluation/ema_top1"},
     "learning rate": {TRAINING: "train/learning_rate"},
     "image size (px)": {TRAINING: "train/image_size"},
     "gradient norm": {TRAINING: "train/gradient_norm"},
-    "images a second, all devices": {TRAINING: "images_per_second"},
+    "images per second, all devices": {TRAINING: "images_per_second"},
     "waiting for input (% of the time)": {TRAINING: "train/input_wait_share"},
     "memory of the first process (MiB)": {TRAINING: "host/memory_mib"},
 }
-MAY_BE_LOGARITHMIC, FAR = ("loss", "gradient norm"), 10  # where the largest value is so many times the median
+MAY_BE_LOGARITHMIC = ("loss", "gradient norm")  # if the largest value is LOGARITHMIC_FROM times the median
+LOGARITHMIC_FROM = 10
 LARGE = ("loss", "top-1 (%)")
-MOST_POINTS = 300  # of a curve; more are not seen at this size
-MOST_MARKERS = 60  # each is a node of its own
-MOST_LABELS = 8  # of stages
-_INK = "#010203"  # becomes the page's
+MAX_POINTS = 300  # of a curve; more are invisible at this size
+MAX_MARKERS = 60  # each is an element of its own
+MAX_LABELS = 8  # of stages
+_INK = "#010203"  # stands for the page's text colour
 
 
 def color_of(number: int) -> str:
-    """Of a run."""
+    """The colour of run `number`."""
     return RUN_COLORS[number % len(RUN_COLORS)]
 
 
 def draw_charts(runs: Sequence[Run]) -> dict[str, str]:
-    """Title -> SVG, of the charts that any run has records for; over images where the batches differ, else steps."""
+    """Title -> SVG of the charts that have records; over images if the batch sizes differ, else over steps."""
     by_images = len({run.batch_size for run in runs}) > 1 and all(run.batch_size for run in runs)
-    found = {}
+    charts = {}
     for title, series in CHARTS.items():
         lines = [
             (number, label, points)
@@ -47,19 +49,19 @@ def draw_charts(runs: Sequence[Run]) -> dict[str, str]:
             if (points := _points(run, metric, by_images, 100 if "%" in title else 1))
         ]
         if lines:
-            found[title] = _draw(title, lines, runs, by_images)
-    return found
+            charts[title] = _draw(title, lines, runs, by_images)
+    return charts
 
 
 def _points(run: Run, metric: str, by_images: bool, factor: float) -> list[tuple[float, float]]:
-    own: dict[str, Callable] = {"images_per_second": run.images_per_second, "train/image_size": run.image_sizes}
-    points = own[metric]() if metric in own else run.series(metric)
+    derived: dict[str, Callable] = {"images_per_second": run.images_per_second, "train/image_size": run.image_sizes}
+    points = derived[metric]() if metric in derived else run.series(metric)
     scale = run.batch_size if by_images else 1
     return thin([(step * scale, value * factor) for step, value in points])
 
 
-def thin(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` of the points, in order: the ends, and of each of equal parts the lowest and the highest."""
+def thin(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` of the points, in order: both ends, and the lowest and highest of each of equal parts."""
     if len(points) <= most:
         return list(points)
     kept = {0, len(points) - 1}
@@ -91,7 +93,7 @@ def _draw(title: str, lines: list[tuple[int, str, Any]], runs: Sequence[Run], by
                 alpha=0.6 if thin_line else 1,
                 linestyle="--" if label == RAW else "-",
                 linewidth=1 if thin_line else 1.5,
-                marker="o" if len(points) == 1 or (label != TRAINING and len(points) <= MOST_MARKERS) else None,
+                marker="o" if len(points) == 1 or (label != TRAINING and len(points) <= MAX_MARKERS) else None,
                 markersize=3.5,
             )
         axes.set_title(title, loc="left", fontsize=10, pad=14)
@@ -108,10 +110,10 @@ def _draw(title: str, lines: list[tuple[int, str, Any]], runs: Sequence[Run], by
 
 
 def _set_scale(axes: Any, title: str, values: list[float]) -> None:
-    """From 0; logarithmic where a few values would push the others down to it."""
+    """Starts at 0, or is logarithmic if a few large values would flatten the others."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    if title in MAY_BE_LOGARITHMIC and min(values) > 0 and max(values) > FAR * np.median(values):
+    if title in MAY_BE_LOGARITHMIC and min(values) > 0 and max(values) > LOGARITHMIC_FROM * np.median(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -121,7 +123,7 @@ def _set_scale(axes: Any, title: str, values: list[float]) -> None:
 
 
 def _mark_stages(axes: Any, runs: Sequence[Run], by_images: bool) -> None:
-    """A dotted line at each boundary; where the stages are those of all runs, also the image sizes."""
+    """A dotted line at each boundary; the image sizes too if all runs have the same stages."""
     stages = {(run.stages, run.batch_size if by_images else 1): run for run in runs if run.stages}
     end = axes.get_xlim()[1]
     for (stages_of_run, scale), run in stages.items():
@@ -130,7 +132,7 @@ def _mark_stages(axes: Any, runs: Sequence[Run], by_images: bool) -> None:
             if stage.index and stage.start_step * scale < end:
                 axes.axvline(stage.start_step * scale, color=color, alpha=0.5, linewidth=0.8, linestyle=":")
             middle = (stage.start_step + stage.end_step) / 2 * scale
-            if len(stages) == 1 and len(stages_of_run) <= MOST_LABELS and middle < end:
+            if len(stages) == 1 and len(stages_of_run) <= MAX_LABELS and middle < end:
                 axes.text(
                     middle,
                     1,
@@ -144,7 +146,7 @@ def _mark_stages(axes: Any, runs: Sequence[Run], by_images: bool) -> None:
 
 
 def _to_inline(figure: Any, title: str) -> str:
-    """The SVG alone: without names that several on a page would share, and without the addresses of its standards."""
+    """The SVG element alone, without ids that several on one page would share, and without namespace addresses."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()

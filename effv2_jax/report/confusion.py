@@ -1,4 +1,4 @@
-"""Which classes a run takes for which others, and the images that it mistakes."""
+"""The predictions of a run on its evaluation data: which classes it confuses, and which images."""
 
 import collections
 import dataclasses
@@ -23,15 +23,17 @@ from effv2_jax.runtime import mesh as mesh_lib
 from effv2_jax.runtime.mesh import make_mesh, put_batch
 from effv2_jax.weights.run import read_run
 
-IMAGES_A_DEVICE = 32  # at once: whoever reads about a run may have less memory than where it was trained
+IMAGES_PER_DEVICE = 32  # in a batch; this machine may have less memory than the one that trained
 LOG_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The most probable class of every evaluation example that can be read.
+    """The most probable class of every readable evaluation example.
 
-    indices: of the examples in `source`, int [N]; labels, predicted: int [N]; probability: of the predicted, [N].
+    indices: int [N], of the examples in `source`.
+    labels, predicted: int [N].
+    probability: float [N], of the predicted class.
     """
 
     step: int
@@ -44,38 +46,38 @@ class Predictions:
     probability: np.ndarray
 
     @property
-    def right(self) -> int:
+    def num_correct(self) -> int:
         return int((self.labels == self.predicted).sum())
 
     def pairs(self) -> list[tuple[tuple[int, int], int]]:
-        """((label, class it is taken for), how often), the most frequent first."""
+        """((label, predicted class), count) of the wrong predictions, the most frequent first."""
         wrong = self.labels != self.predicted
         counts = collections.Counter(zip(self.labels[wrong].tolist(), self.predicted[wrong].tolist(), strict=True))
         return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
     def most_confused(self, most: int) -> list[int]:
-        """The classes that take part in most mistakes, in the order of their labels."""
+        """The `most` classes in the most wrong predictions, ordered by label."""
         counts: collections.Counter = collections.Counter()
         for pair, count in self.pairs():
             counts.update(dict.fromkeys(pair, count))
         return sorted(sorted(counts, key=lambda label: (-counts[label], label))[:most])
 
     def matrix(self, classes: list[int]) -> np.ndarray:
-        """Examples by label (rows) and class named (columns), int [len(classes), len(classes) + 1]; last: any other."""
-        place = {label: number for number, label in enumerate(classes)}
+        """Counts by label (row) and prediction (column), int [K, K + 1] for K classes; the last column: any other."""
+        index = {label: number for number, label in enumerate(classes)}
         counts = np.zeros((len(classes), len(classes) + 1), int)
         for label, predicted in zip(self.labels.tolist(), self.predicted.tolist(), strict=True):
-            if label in place:
-                counts[place[label], place.get(predicted, -1)] += 1
+            if label in index:
+                counts[index[label], index.get(predicted, -1)] += 1
         return counts
 
-    def mistaken(self, pair: tuple[int, int]) -> list[int]:
-        """The places of the examples of a pair in the arrays, the surest mistake first."""
+    def confused(self, pair: tuple[int, int]) -> list[int]:
+        """The positions in the arrays of a pair's examples, the most confident prediction first."""
         places = np.flatnonzero((self.labels == pair[0]) & (self.predicted == pair[1]))
         return places[np.argsort(-self.probability[places], kind="stable")].tolist()
 
     def picture(self, place: int) -> np.ndarray | None:
-        """The image as it is stored, uint8 [H, W, 3]; None where it is there no more."""
+        """The image at a position, uint8 [H, W, 3]; None if it can no longer be read."""
         try:
             return self.source.load(int(self.indices[place]))[0].pixels()
         except BrokenImage:
@@ -83,14 +85,14 @@ class Predictions:
 
 
 def predict_run(workdir: epath.Path, log: Callable[[str], None]) -> Predictions:
-    """The classes that the best intact checkpoint, else the newest, names for the run's evaluation data.
+    """Predictions on the run's evaluation data by its best intact checkpoint, else its newest.
 
     Args:
-      workdir: of the run; nothing is written there.
-      log: is told every few seconds how far it is.
+      workdir: of the run; only read.
+      log: takes a line of progress every few seconds.
 
     Raises:
-      UserError: no intact checkpoint, or the data that the run was evaluated on are not at hand.
+      UserError: no intact checkpoint, or the evaluation data are missing or changed.
     """
     if not (workdir / CHECKPOINTS).exists():
         raise UserError("there is no checkpoint yet")
@@ -102,28 +104,29 @@ def predict_run(workdir: epath.Path, log: Callable[[str], None]) -> Predictions:
         checkpoints.close()
     config = from_dict(run["config"])
     source = make_sources(config).evaluation
-    if source.fingerprint != (known := run["data"]["evaluation data"]):
-        raise UserError(f"the evaluation data are not those of the run: {known} then, {source.fingerprint} now")
+    if source.fingerprint != (recorded := run["data"]["evaluation data"]):
+        raise UserError(f"the evaluation data are not those of the run: {recorded} then, {source.fingerprint} now")
     mesh = make_mesh()
-    config.evaluation.batch_size = IMAGES_A_DEVICE * mesh.size  # no number depends on it
+    config.evaluation.batch_size = IMAGES_PER_DEVICE * mesh.size  # no result depends on it
     bundle = read_run(workdir, str(step))
     replicated = mesh_lib.replicated(mesh)
 
-    def best(variables: dict, image_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def classify(variables: dict, image_BxSxSx3: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits: Any = bundle.model.apply(variables, normalize(image_BxSxSx3, bundle.preprocess.normalization))
         probabilities, labels = jax.lax.top_k(jax.nn.softmax(logits), 1)
         return probabilities[:, 0], labels[:, 0]
 
-    best = jax.jit(best, out_shardings=replicated, compiler_options=compiler_options(jax.default_backend()))
+    classify = jax.jit(classify, out_shardings=replicated, compiler_options=compiler_options(jax.default_backend()))
     variables = jax.device_put(bundle.variables, replicated)
-    parts, done, told = [], 0, time.monotonic()
+    parts, done, last_log = [], 0, time.monotonic()
     for batch in evaluation_batches(source, config):
-        probability, predicted = jax.device_get(best(variables, put_batch({"image": batch["image"]}, mesh)["image"]))
+        images = put_batch({"image": batch["image"]}, mesh)["image"]
+        probability, predicted = jax.device_get(classify(variables, images))
         parts.append((batch["mask"], batch["label"], predicted, probability))
         done = min(done + len(predicted), len(source))
-        if time.monotonic() - told > LOG_SECONDS:
-            told = time.monotonic()
-            log(f"{workdir}: {done:,} of {len(source):,} evaluation images named")
+        if time.monotonic() - last_log > LOG_SECONDS:
+            last_log = time.monotonic()
+            log(f"{workdir}: {done:,} of {len(source):,} evaluation images classified")
     mask, labels, predicted, probability = map(np.concatenate, zip(*parts, strict=True))
     return Predictions(
         step,
@@ -138,7 +141,7 @@ def predict_run(workdir: epath.Path, log: Callable[[str], None]) -> Predictions:
 
 
 def one_label(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """int [N] of labels [N], or of several [N, L]: the predicted one where it is among them, else the first."""
+    """int [N] from one label [N] or several [N, L] per example: the predicted one if it is a label, else the first."""
     if labels.ndim == 1:
         return labels
     return np.where((labels == predicted[:, None]).any(1), predicted, labels[:, 0])

@@ -1,4 +1,4 @@
-"""What a workdir tells of its run. Only reads, takes no lock, and makes do with what is there."""
+"""A run read from its workdir: without a lock, without writing, and from whichever files can be read."""
 
 import dataclasses
 import json
@@ -27,10 +27,10 @@ Record = dict[str, Any]  # of the metrics file
 class Run:
     """A run, finished or not.
 
-    config: flat, {'model.variant': ...}; {} where it cannot be read.
+    config: flat, {'model.variant': ...}; {} if it cannot be read.
     records: of the metrics file; [] before the first.
-    stages: () where neither a checkpoint nor the data at hand tell them.
-    notes: what could not be read, a sentence each.
+    stages: () if neither a checkpoint nor the data give them.
+    notes: one sentence for each thing that could not be read.
     """
 
     workdir: epath.Path
@@ -52,8 +52,12 @@ class Run:
     @property
     def seconds(self) -> dict[str, float]:
         """The stopwatch: seconds by cause, the longest first."""
-        causes = ({k[5:]: v for k, v in record.items() if k.startswith("time/")} for record in self.records)
-        last = max(causes, key=lambda seconds: sum(seconds.values()), default={})
+        prefix = "time/"
+        stopwatches = (
+            {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
+            for record in self.records
+        )
+        last = max(stopwatches, key=lambda seconds: sum(seconds.values()), default={})
         return dict(sorted(last.items(), key=lambda item: -item[1]))
 
     def series(self, metric: str) -> list[tuple[int, float]]:
@@ -61,12 +65,12 @@ class Run:
         return [(record["step"], record[metric]) for record in self.records if metric in record]
 
     def images_per_second(self) -> list[tuple[int, float]]:
-        """(step, images a second on all devices)."""
+        """(step, images per second on all devices)."""
         name = "train/images_per_second_per_device"
         return [(r["step"], r[name] * r.get("host/devices", 1)) for r in self.records if name in r]
 
     def image_sizes(self) -> list[tuple[int, float]]:
-        """(step, pixels) at both ends of every stage that has begun."""
+        """(step, pixels) at both ends of every stage that has started."""
         ends: list[tuple[int, float]] = [
             (step, stage.image_size)
             for stage in self.stages
@@ -76,40 +80,42 @@ class Run:
         return ends or self.series("train/image_size")
 
     def accuracies(self) -> list[tuple[int, float, int]]:
-        """(step, top-1, examples) of every evaluation, of the averaged weights where there are any."""
-        found = []
+        """(step, top-1, examples) of every evaluation, of the averaged weights if there are any."""
+        accuracies = []
         for record in self.records:
             for which in ("ema", "raw"):
                 if (name := f"evaluation/{which}_top1") in record:
-                    found.append((record["step"], record[name], int(record[f"evaluation/{which}_count"])))
+                    count = int(record[f"evaluation/{which}_count"])
+                    accuracies.append((record["step"], record[name], count))
                     break
-        return found
+        return accuracies
 
 
 def read_runs(workdirs: Sequence[epath.PathLike]) -> list[Run]:
-    """The runs in the order of their workdirs, each with a name of its own.
+    """The runs in the order of their workdirs, with unique names.
 
     Raises:
-      UserError: a workdir that holds no run.
+      UserError: a workdir without a run.
     """
     paths = list(dict.fromkeys(map(epath.Path, workdirs)))
-    last = [path.expanduser().resolve().name if not is_remote(path) else path.name for path in paths]
-    names = last if len(set(last)) == len(last) else list(map(str, paths))
+    names = [path.name if is_remote(path) else path.expanduser().resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = list(map(str, paths))
     return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
 def _read_run(workdir: epath.Path, name: str) -> Run:
     try:
-        known = any((workdir / part).exists() for part in (CONFIG_FILE, METRICS_FILE, CHECKPOINTS))
-    except Exception as error:  # of whichever library speaks to the bucket
+        is_run = any((workdir / part).exists() for part in (CONFIG_FILE, METRICS_FILE, CHECKPOINTS))
+    except Exception as error:  # any library that accesses the bucket
         raise UserError(f"the workdir '{workdir}' cannot be read: {reason(error)}") from None
-    if not known:
+    if not is_run:
         raise UserError(f"'{workdir}' holds no training run: no {CONFIG_FILE}, {METRICS_FILE} or {CHECKPOINTS}/")
     notes = []
     config: dict[str, Any] = {}
     try:
         config = json.loads((workdir / CONFIG_FILE).read_text())
-    except (OSError, ValueError):  # of a run that begins, or whose disk was full
+    except (OSError, ValueError):  # the run is starting, or its disk was full
         notes.append(f"{CONFIG_FILE} cannot be read.")
     records: list[Record] = []
     try:
@@ -118,7 +124,7 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
         notes.append(f"{METRICS_FILE} cannot be read.")
     try:
         saved = _newest_record(workdir)
-    except Exception as error:  # of Orbax and TensorStore; a run that goes on deletes checkpoints while they are read
+    except Exception as error:  # Orbax's or TensorStore's; an active run deletes checkpoints while they are read
         saved = {}
         notes.append(f"The newest checkpoint cannot be read: {reason(error)}.")
     if saved and not config:
@@ -128,13 +134,13 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
     stages: tuple[Stage, ...] = ()
     try:
         stages = tuple(Stage(**stage) for stage in saved["stages"]) if saved else _planned_stages(config)
-    except Exception as error:  # a config of another version, or data that are not at hand
+    except Exception as error:  # the config is another version's, or the data are missing
         notes.append(f"The stages are not known: there is no checkpoint yet, and {reason(error)}.")
     return Run(workdir, name, flatten(config), records, stages, tuple(notes))
 
 
 def _newest_record(workdir: epath.Path) -> Record:
-    """What the newest checkpoint keeps beside the state; {} where there is none."""
+    """What the newest checkpoint keeps beside the state; {} if there is none."""
     if not (workdir / CHECKPOINTS).exists():
         return {}
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
@@ -146,7 +152,7 @@ def _newest_record(workdir: epath.Path) -> Record:
 
 
 def _records_of(saved: Record) -> list[Record]:
-    """What a checkpoint knows of the metrics, for a run that stopped between two records, or whose file is lost."""
+    """Metrics from a checkpoint, for a run that stopped between two records or lost its metrics file."""
     records = []
     if saved["best"]:
         which = "ema" if "ema" in saved["results"] else "raw"
@@ -156,34 +162,35 @@ def _records_of(saved: Record) -> list[Record]:
 
 
 def _planned_stages(config: dict[str, Any]) -> tuple[Stage, ...]:
-    whole = from_dict(config)
-    return make_curriculum(whole, whole.data.num_examples or len(make_sources(whole).train)).stages
+    experiment = from_dict(config)
+    num_examples = experiment.data.num_examples or len(make_sources(experiment).train)
+    return make_curriculum(experiment, num_examples).stages
 
 
 def reason(error: BaseException) -> str:
-    """An error in a few words, for the middle of a sentence."""
+    """The line of an error without its full stop, for the middle of a sentence."""
     return one_line(error).rstrip(".")
 
 
 def facts(run: Run) -> dict[str, tuple[str, str]]:
-    """What a person wants to know of a run first: {'best top-1': ('98.0 %', 'the details'), ...}."""
+    """The summary of a run: {'best top-1': ('98.0 %', 'the details'), ...}."""
     accuracies = run.accuracies()
     devices = list(dict.fromkeys(str(int(count)) for _, count in run.series("host/devices")))
-    own_blocks = "with its own blocks" if run.config.get("model.blocks") else ""
+    custom_blocks = "with custom blocks" if run.config.get("model.blocks") else ""
     return {
         "final top-1": _accuracy(accuracies[-1:]),
         "best top-1": _accuracy(accuracies),
         "state": _state(run),
-        "network": (run.config.get("model.variant", "not known"), own_blocks),
+        "network": (run.config.get("model.variant", "unknown"), custom_blocks),
         "data": _data(run.config),
-        "wall time": (clock(sum(run.seconds.values())) if run.seconds else "not known yet", ""),
-        "images seen": (f"{run.step * run.batch_size:,}" if run.batch_size else "not known", ""),
-        "devices": (", then ".join(devices) or "not known yet", ""),
+        "wall time": (clock(sum(run.seconds.values())) if run.seconds else "not yet known", ""),
+        "images seen": (f"{run.step * run.batch_size:,}" if run.batch_size else "unknown", ""),
+        "devices": (", then ".join(devices) or "not yet known", ""),
     }
 
 
 def _accuracy(accuracies: Sequence[tuple[int, float, int]]) -> tuple[str, str]:
-    """The best of `Run.accuracies`, the newest of equals, with its 95 % interval."""
+    """The best of `Run.accuracies`, the newest among equals, with its 95 % interval."""
     if not accuracies:
         return "not evaluated yet", ""
     step, share, count = max(accuracies, key=lambda item: (item[1], item[0]))
@@ -193,22 +200,24 @@ def _accuracy(accuracies: Sequence[tuple[int, float, int]]) -> tuple[str, str]:
 
 def _state(run: Run) -> tuple[str, str]:
     if not run.records:
-        return "no step was recorded yet", ""
+        return "no step recorded yet", ""
     total = run.stages[-1].end_step if run.stages else 0
     if run.step == total:
         return "finished", f"{total:,} steps"
     path = run.workdir / METRICS_FILE
-    written = path.stat().mtime if path.exists() else None
-    when = f"last record {time.strftime('%Y-%m-%d %H:%M', time.localtime(written))}" if written else ""
-    return f"at step {run.step:,} of {f'{total:,}' if total else 'an unknown number'}", when
+    when = ""
+    if path.exists():
+        when = f"last record {time.strftime('%Y-%m-%d %H:%M', time.localtime(path.stat().mtime))}"
+    total_steps = f"{total:,}" if total else "an unknown number"
+    return f"at step {run.step:,} of {total_steps}", when
 
 
 def _data(config: dict[str, Any]) -> tuple[str, str]:
     if "data.source" not in config:
-        return "not known", ""
+        return "unknown", ""
     if config["data.source"] == "digits":
         return "digits", ""
     name, split = str(config.get("data.name")), config.get("data.evaluation_split")
     held_out = config.get("data.holdout_percent")
-    how = f"{held_out:g} % held out" if held_out else f"evaluated on {split}"
-    return name.rstrip("/").rpartition("/")[2], f"{config['data.source']} {name}, {how}"
+    evaluation = f"{held_out:g} % held out" if held_out else f"evaluated on {split}"
+    return name.rstrip("/").rpartition("/")[2], f"{config['data.source']} {name}, {evaluation}"

@@ -1,4 +1,4 @@
-"""`effv2 bench input`, and that its peers do what ours does."""
+"""`effv2 bench input`: all sides run, and the peers make the crops, flips and operations that ours makes."""
 
 import json
 
@@ -29,19 +29,19 @@ def test_every_side_runs(effv2, photos):
     command = ("bench", "input", f"--folder={photos}", "--image_size=32", "--batch=4", "--batches=2", "--rounds=1")
     code, out, err = effv2(*command, "--workers=0", "--scaled", "--json")
     assert code == 0, err
-    found = json.loads(out)
-    [parts] = found["parts"]
+    results = json.loads(out)
+    [parts] = results["parts"]
     assert parts.pop("image_size") == 32 and all(value > 0 for value in parts.values())
-    assert [row["randaugment"] for row in found["rates"]] == [False, True]
-    for row in found["rates"]:
+    assert [row["randaugment"] for row in results["rates"]] == [False, True]
+    for row in results["rates"]:
         assert set(row) == {"image_size", "randaugment", "ours, threads", "tf.data", "torchvision"}
     assert "6 images" in err
 
 
 def test_the_crops_and_flips_of_tf_data_are_ours(photos):
-    """Each side's pictures are the same to within the roundings of two decoders and two resizings."""
+    """Each side's images are equal up to the rounding of two decoders and two resizings."""
     source = bench.Folder(str(photos), [f"{number}.jpg" for number in range(6)], [0] * 6, ("image",))
-    config = bench._config(32, None, 0, 2, 3, False)
+    config = bench.Setting(32, None, batch_size=2, batches=3, scaled=False).config()
     curriculum = bench.make_curriculum(config, 6)
     ours = [batch["image"] for batch in bench.train_batches(source, config, curriculum, 0)]
     draws = [bench._draw(source, config, position) for position in range(6)]
@@ -74,8 +74,9 @@ def test_the_operations_of_tf_data_are_ours(number, ours):
     assert np.abs(theirs.astype(int) - ours(image)).max() <= 1
 
 
-def test_mistakes(photos, tmp_path):
+def test_invalid_input(photos, tmp_path):
+    options = {"workers": [0], "batch_size": 4, "batches": 1, "rounds": 1, "scaled": False, "log": print}
     with pytest.raises(UserError, match="no readable image"):
-        bench.measure(str(tmp_path), [32], [0], [], 4, 1, 1, False, print)
+        bench.bench_input(str(tmp_path), [32], peers=[], **options)
     with pytest.raises(UserError, match="--peer"):
-        bench.measure(str(photos), [32], [0], ["dali"], 4, 1, 1, False, print)
+        bench.bench_input(str(photos), [32], peers=["dali"], **options)

@@ -1,4 +1,4 @@
-"""The network against those of Keras, timm and torchvision, by `effv2 bench parity`."""
+"""Our network against those of Keras, timm and torchvision, by `effv2 bench parity`."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from effv2_jax.bench.peers import PEERS, make_peer, peer_name
 from effv2_jax.network.architecture import get_architecture, names
 from effv2_jax.weights.bundle import foreign_bundle
 
-EVALUATION, TRAINING = 1e-4, 1e-3  # what may differ, relative
+EVALUATION, TRAINING = 1e-4, 1e-3  # relative tolerances
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
@@ -28,12 +28,12 @@ EVALUATION, TRAINING = 1e-4, 1e-3  # what may differ, relative
 )
 def test_every_output_equals_the_peers(peer, variant):
     needs(peer)
-    (row,) = parity.compare_forward(variant, [peer], 65)  # odd sizes come up in progressive learning
+    (row,) = parity.compare_forward(variant, [peer], 65)  # progressive learning has odd sizes
     assert row["logits"] <= EVALUATION and row["worst"] <= EVALUATION
 
 
 def within(row):
-    """All that was compared in a row; what is not a number is not within."""
+    """Whether all values of a row are within their tolerance; NaN is not."""
     allowed = TRAINING if "loss" in row else EVALUATION
     return all(row[name] <= allowed for name in ("logits", "worst", "loss", "gradients", "statistics") if name in row)
 
@@ -86,7 +86,7 @@ def test_the_comparison_of_training_sees_what_differs():
     wrong["a"]["kernel"][:] = np.nan
     path, error = parity.worst(parity.relative_norms(wrong, right))
     assert path == "a/kernel" and np.isnan(error)
-    # Rounding where a gradient is zero is no difference; more than rounding is.
+    # Rounding of a zero gradient does not count as a difference; more than rounding does.
     small = right | {"zero": np.full(3, 1e-8)}
     assert parity.worst(parity.relative_norms(small, right))[1] < 1e-4
     assert parity.worst(parity.relative_norms(right | {"zero": np.full(3, 1e-2)}, right))[1] > 0.1
@@ -108,12 +108,12 @@ def test_the_command_prints_rows_tables_and_the_page(effv2, monkeypatch):
         {"variant": "efficientnetv2-s", "size": 64, "peer": "timm", "batch": 8, "loss": 1e-7}
         | {"gradients": 3e-5, "gradients_at": "stem_bn/bias", "statistics": 4e-6, "statistics_at": "stem_bn/var"},
     ]
-    monkeypatch.setattr(parity, "measure", lambda *arguments: rows)
-    monkeypatch.setattr(parity, "version", lambda package: "1.0")  # of what need not be installed
+    monkeypatch.setattr(parity, "compare_networks", lambda *arguments: rows)
+    monkeypatch.setattr(parity, "version", lambda package: "1.0")  # packages need not be installed
     assert json.loads(effv2("bench", "parity", "--json")[1]) == rows
     text, page = effv2("bench", "parity")[1], effv2("bench", "parity", "--page")[1]
-    for what in ("1.0e-07", "2.0e-07 head", "3.0e-05 stem_bn/bias", "4.0e-06 stem_bn/var"):
-        assert what in text and what in page
+    for cell in ("1.0e-07", "2.0e-07 head", "3.0e-05 stem_bn/bias", "4.0e-06 stem_bn/var"):
+        assert cell in text and cell in page
     assert "| efficientnetv2-s | 384 | – | – | 1.0e-07 | 2.0e-07 head | – | – |" in page
 
 
@@ -126,7 +126,7 @@ def test_the_command_prints_rows_tables_and_the_page(effv2, monkeypatch):
         (["--size=16"], "--size=16 is too small"),
     ],
 )
-def test_mistakes(effv2, arguments, message):
+def test_invalid_input(effv2, arguments, message):
     code, _, err = effv2("bench", "parity", *arguments)
     assert code == 2 and message in err
 
@@ -135,7 +135,7 @@ def test_mistakes(effv2, arguments, message):
 def test_every_variant_equals_every_peer():
     for peer in PEERS:
         needs(peer)
-    rows = parity.measure((), (), 128, print)
+    rows = parity.compare_networks((), (), 128, print)
     assert len(rows) == 42 + 5
     for row in rows:
         assert within(row), row

@@ -1,4 +1,4 @@
-"""The figures of `effv2 bench stages`, from metrics written by hand."""
+"""The results of `effv2 bench stages`, from metrics written by hand."""
 
 import pytest
 from tiny import tiny_config

@@ -1,4 +1,4 @@
-"""`effv2 bench step`: all sides run, in processes of their own."""
+"""`effv2 bench step`: all sides run, each in a process of its own."""
 
 import json
 
@@ -33,13 +33,13 @@ def test_a_table_has_the_ratios():
     assert "1.50x" in text and "30.0" in text
 
 
-def test_mistakes(effv2):
+def test_invalid_input(effv2):
     for variants, peers, message in (
         (["b0"], ["tensorflow"], "--peer"),
         (["b9"], [], "efficientnetv2-b9"),
     ):
         with pytest.raises(UserError, match=message):
-            bench.measure(variants, [32], peers, 4, 1, 1, print)
+            bench.bench_step(variants, [32], peers, batch_size=4, steps=1, rounds=1, log=print)
     for argument, message in (
         ("--image_size=16", "too small"),
         ("--image_size=1,x", "must be whole numbers with commas"),

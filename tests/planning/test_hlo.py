@@ -1,10 +1,10 @@
-"""Figures out of the text of a compiled program, written by hand."""
+"""Statistics of a compiled program's text, written by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from effv2_jax.planning.hlo import Figures, figures
+from effv2_jax.planning.hlo import ProgramStats, program_stats
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -36,14 +36,14 @@ backend_config={"window_config":{"estimated_cycles":"100"}}
 """
 
 
-def test_what_runs_is_counted_as_often_as_it_runs():
-    # Cycles: 3 * 10 in the loop, 100 and 1; not what is inside a fusion.
-    # Exchanges: 3 of 32 bytes, one of 2 * 32 * 4 + 4 * 2, one begun of (8 + 32) * 4 / 2.
-    assert figures(TEXT) == Figures(cycles=131, collectives=5, collective_bytes=3 * 32 + 264 + 80)
+def test_each_execution_of_an_instruction_counts():
+    # Cycles: 3 * 10 in the loop, 100 and 1; nothing inside a fusion.
+    # Collectives: 3 of 32 bytes, one of 2 * 32 * 4 + 4 * 2, an asynchronous one of (8 + 32) * 4 / 2.
+    assert program_stats(TEXT) == ProgramStats(cycles=131, collectives=5, collective_bytes=3 * 32 + 264 + 80)
 
 
-def test_a_program_of_this_machine_has_no_cycles():
+def test_a_cpu_program_has_no_cycles():
     compiled = jax.jit(lambda x: jnp.sin(x).sum()).lower(jnp.zeros(8)).compile()
-    assert figures(compiled.as_text()) == Figures(0, 0, 0)
+    assert program_stats(compiled.as_text()) == ProgramStats(0, 0, 0)
     with pytest.raises(ValueError, match="no ENTRY"):
-        figures("nothing")
+        program_stats("nothing")

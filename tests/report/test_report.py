@@ -1,4 +1,4 @@
-"""The page of runs: what it tells, of whatever is in a workdir, and how it looks in a browser."""
+"""The page of runs: what it shows of complete and damaged workdirs, and how it looks in a browser."""
 
 import html.parser
 import json
@@ -20,18 +20,18 @@ from effv2_jax.config import to_dict
 from effv2_jax.data.sources.folder import Folder
 from effv2_jax.monitoring.description import CONFIG_FILE
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
-from effv2_jax.report import page
+from effv2_jax.report import misclassified, page
 from effv2_jax.report.charts import thin
 from effv2_jax.report.confusion import Predictions, one_label, predict_run
 from effv2_jax.runtime.lock import exclusive
 from effv2_jax.train import train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ALONE = ("meta", "br", "img", "path", "use")  # elements that need no end
+ALONE = ("meta", "br", "img", "path", "use")  # elements without an end tag
 
 
 class Page(html.parser.HTMLParser):
-    """Text and attributes of a page; fails where an element ends that was not begun."""
+    """Text and attributes of a page; fails if an element ends that was not started."""
 
     def __init__(self, path):
         super().__init__()
@@ -84,7 +84,7 @@ def finished_page(finished):
 
 @pytest.fixture
 def report(effv2, tmp_path):
-    """`effv2 report` of workdirs, which it must leave as they are: the page."""
+    """Runs `effv2 report`, which must not change the workdirs, and returns the page."""
 
     def make(*workdirs, options=()):
         before = [files_of(pathlib.Path(workdir)) for workdir in workdirs]
@@ -98,26 +98,26 @@ def report(effv2, tmp_path):
 
 
 def test_a_finished_run(finished, finished_page):
-    found = Page(finished_page)
+    shown = Page(finished_page)
     last = [r for r in read_metrics(finished / METRICS_FILE) if "evaluation/ema_top1" in r][-1]
     right = round(last["evaluation/ema_top1"] * 355)
-    assert found.has("tiny") and found.has(str(finished))
-    assert found.has(f"final top-1 {right / 355:.2%}") and found.has("Averaged weights of step ")
-    assert found.has("state finished 8 steps")
-    assert found.has("images seen 128") and found.has("network efficientnetv2-s with its own blocks")
-    assert found.has("64 px") is False and found.has("16 px") and found.has("32 px")
-    for title in ("loss", "top-1 (%)", "learning rate", "image size (px)", "images a second, all devices"):
-        assert found.has(title)
-    assert found.has("start") and found.has("compile")
-    assert found.tags.count("svg") == 8
-    assert found.has("model.variant") is False and found.has("global_batch_size 16 4096")
+    assert shown.has("tiny") and shown.has(str(finished))
+    assert shown.has(f"final top-1 {right / 355:.2%}") and shown.has("Averaged weights of step ")
+    assert shown.has("state finished 8 steps")
+    assert shown.has("images seen 128") and shown.has("network efficientnetv2-s with custom blocks")
+    assert shown.has("64 px") is False and shown.has("16 px") and shown.has("32 px")
+    for title in ("loss", "top-1 (%)", "learning rate", "image size (px)", "images per second, all devices"):
+        assert shown.has(title)
+    assert shown.has("start") and shown.has("compile")
+    assert shown.tags.count("svg") == 8
+    assert shown.has("model.variant") is False and shown.has("global_batch_size 16 4096")
 
 
-def test_it_needs_nothing_else(finished_page):
-    found = Page(finished_page)
-    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", found.source)
-    assert all(address.startswith(("data:image/", "#")) for address in found.addresses)
-    assert "script" not in found.tags and "link" not in found.tags
+def test_the_page_is_self_contained(finished_page):
+    shown = Page(finished_page)
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", shown.source)
+    assert all(address.startswith(("data:image/", "#")) for address in shown.addresses)
+    assert "script" not in shown.tags and "link" not in shown.tags
 
 
 def test_the_interval_is_wilsons(report, finished, tmp_path):
@@ -133,7 +133,7 @@ def test_its_predictions_are_those_of_the_evaluation(finished):
     predictions = predict_run(epath.Path(finished), log=lambda line: None)
     shares = {r["step"]: r["evaluation/ema_top1"] for r in read_metrics(finished / METRICS_FILE) if len(r) == 9}
     assert len(shares) == 2 and len(predictions.labels) == 355
-    assert predictions.right / 355 == pytest.approx(shares[predictions.step])
+    assert predictions.num_correct / 355 == pytest.approx(shares[predictions.step])
     assert shares[predictions.step] == max(shares.values())
     np.testing.assert_array_equal(np.bincount(predictions.labels), [35, 36, 35, 36, 36, 36, 36, 35, 34, 36])
 
@@ -163,9 +163,9 @@ def test_of_several_labels_the_predicted_one_counts():
 
 def test_confusion_by_hand():
     p = predictions_of([0, 0, 0, 1, 1, 2, 2, 3], [0, 1, 1, 0, 1, 3, 2, 3], [0.9, 0.5, 0.7, 0.6, 0.9, 0.4, 0.9, 0.9])
-    assert p.right == 4
+    assert p.num_correct == 4
     assert p.pairs() == [((0, 1), 2), ((1, 0), 1), ((2, 3), 1)]
-    assert p.mistaken((0, 1)) == [2, 1]  # the surest first
+    assert p.confused((0, 1)) == [2, 1]  # the most confident first
     assert p.most_confused(4) == [0, 1, 2, 3] and p.most_confused(2) == [0, 1]
     np.testing.assert_array_equal(p.matrix([0, 1]), [[1, 2, 0], [1, 1, 0]])
     np.testing.assert_array_equal(p.matrix([0, 2]), [[1, 0, 2], [0, 1, 1]])  # the last column: any other
@@ -225,28 +225,28 @@ def other_version(workdir):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (only_config, ["no step was recorded yet", "No metrics yet.", "Left out: there is no checkpoint yet."]),
+        (only_config, ["no step recorded yet", "No metrics yet.", "Left out: there is no checkpoint yet."]),
         (torn_config, ["config.json cannot be read.", "finished 8 steps", "efficientnetv2-s", "Left out"]),
-        (torn_everything, ["network not known", "No metrics yet.", "The stages are not known"]),
+        (torn_everything, ["network unknown", "No metrics yet.", "The stages are not known"]),
         (no_metrics, ["finished 8 steps", "final top-1", "examples), step ", "Left out"]),
         (metrics_are_a_folder, ["metrics.jsonl cannot be read.", "finished 8 steps", "Left out"]),
-        (half_a_line, ["finished 8 steps", "examples), step ", "images right"]),
+        (half_a_line, ["finished 8 steps", "examples), step ", "images correct"]),
         (no_evaluation, ["at step 3 of 8 last record 20", "not evaluated yet", "there is no checkpoint yet", "32 px"]),
         (damaged_checkpoints, ["finished 8 steps", "Left out: checkpoint 8 is damaged:"]),
         (unreadable_checkpoints, ["The newest checkpoint cannot be read", "images seen 128", "Left out:"]),
         (other_version, ["the saved config is another version's: unknown fields [strange]", "images seen 128"]),
     ],
 )
-def test_what_is_not_there_is_told_and_the_rest_shown(report, finished, tmp_path, change, words):
+def test_missing_parts_are_reported_and_the_rest_is_shown(report, finished, tmp_path, change, words):
     workdir = tmp_path / "tiny"
     shutil.copytree(finished, workdir)
     change(workdir)
-    found = report(workdir, options=["--no_confusion"] if words[-1] == "Left out" else [])
+    shown = report(workdir, options=["--no_confusion"] if words[-1] == "Left out" else [])
     for sentence in words:
-        assert found.has(sentence), found.text
+        assert shown.has(sentence), shown.text
 
 
-def test_a_run_that_goes_on_is_not_in_the_way(report, finished):
+def test_a_run_in_progress_can_be_read(report, finished):
     with exclusive(finished):
         assert report(finished, options=["--no_confusion"]).has("Left out by --no_confusion.")
 
@@ -256,21 +256,21 @@ def test_several_runs(report, finished, tmp_path):
     shutil.copytree(finished, other)
     config = json.loads((other / CONFIG_FILE).read_text()) | {"seed": 7, "global_batch_size": 32}
     (other / CONFIG_FILE).write_text(json.dumps(config))
-    found = report(finished, other, options=["--no_confusion"])
-    assert found.has("tiny, other") and found.has("global_batch_size 16 32 seed 0 7 ")
-    assert not found.has("optimizer.momentum")  # the same
-    assert found.has("images seen 128 256")
-    assert found.source.count("averaged weights: points on a line") == 1
-    assert found.tags.count("svg") == 8
-    assert found.text.count(" images ") >= 8  # under every chart: steps of different batches are not compared
+    shown = report(finished, other, options=["--no_confusion"])
+    assert shown.has("tiny, other") and shown.has("global_batch_size 16 32 seed 0 7 ")
+    assert not shown.has("optimizer.momentum")  # the same
+    assert shown.has("images seen 128 256")
+    assert shown.source.count("averaged weights: points on a line") == 1
+    assert shown.tags.count("svg") == 8
+    assert shown.text.count(" images ") >= 8  # below every chart: steps with different batch sizes are not comparable
 
 
-def test_runs_of_one_name_go_by_their_paths(report, finished, tmp_path):
+def test_runs_with_equal_names_are_named_by_their_paths(report, finished, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(finished, tmp_path / name / "run")
-    found = report(tmp_path / "a" / "run", tmp_path / "b" / "run", options=["--no_confusion"])
-    assert found.source.count(f"<h3>{tmp_path / 'b' / 'run'}</h3>") == 2  # stages, time
-    assert found.has("What differs between the configs Nothing.")
+    shown = report(tmp_path / "a" / "run", tmp_path / "b" / "run", options=["--no_confusion"])
+    assert shown.source.count(f"<h3>{tmp_path / 'b' / 'run'}</h3>") == 2  # in the sections Stages and Time
+    assert shown.has("Differences between the configs None.")
 
 
 def test_a_long_run_is_thinned(report, tmp_path):
@@ -281,9 +281,9 @@ def test_a_long_run_is_thinned(report, tmp_path):
         record |= {"evaluation/raw_top1": 0.5, "evaluation/raw_count": 10, "evaluation/raw_loss": 1.0}
     (workdir / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
     (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(tiny_config(total_steps=40000))))
-    found = report(workdir)
-    assert found.has("at step 20,000 of 40,000")
-    assert len(found.source) < 300_000 and len(found.tags) < 3000
+    shown = report(workdir)
+    assert shown.has("at step 20,000 of 40,000")
+    assert len(shown.source) < 300_000 and len(shown.tags) < 3000
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=900), st.integers(4, 300))
@@ -301,7 +301,7 @@ NASTY = "<b>R&D \"$x\" 'é'"
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory):
-    """A run on a folder whose classes have HTML in their names, and its files bytes that are no text."""
+    """A run on a folder whose class names contain HTML and whose file names are not UTF-8."""
     folder = tmp_path_factory.mktemp("photos") / "PHOTOS"
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("validation", 4)):
@@ -321,16 +321,16 @@ def nasty(tmp_path_factory):
 
 def test_names_are_escaped(report, nasty):
     workdir, folder = nasty
-    found = report(workdir)
-    assert "u" not in found.tags and "<i>" not in found.source and "<b>R" not in found.source
-    assert found.has("<u>run") and found.has(NASTY)
-    assert found.has(r"<i>\udcff") and found.has("% sure")
-    thumbnails = [address for address in found.addresses if address.startswith("data:image/jpeg")]
+    shown = report(workdir)
+    assert "u" not in shown.tags and "<i>" not in shown.source and "<b>R" not in shown.source
+    assert shown.has("<u>run") and shown.has(NASTY)
+    assert shown.has(r"<i>\udcff") and shown.has("% confident")
+    thumbnails = [address for address in shown.addresses if address.startswith("data:image/jpeg")]
     assert 1 <= len(thumbnails) <= 5
-    assert found.has(f"folder {folder}, evaluated on validation")
+    assert shown.has(f"folder {folder}, evaluated on validation")
 
 
-def test_data_that_are_others_or_gone_are_told(report, nasty, tmp_path):
+def test_changed_or_missing_data_are_reported(report, nasty, tmp_path):
     workdir, folder = nasty
     more = next((folder / "validation" / "rose").iterdir())
     copy = more.with_name("more.png")
@@ -350,8 +350,8 @@ def test_images_that_cannot_be_read_are_counted(report, nasty):
     whole = path.read_bytes()
     path.write_bytes(b"broken")
     try:
-        found = report(workdir)
-        assert found.has("of 7 evaluation images right") and found.has("; not read: 1.")
+        shown = report(workdir)
+        assert shown.has("of 7 evaluation images correct") and shown.has("; not read: 1.")
     finally:
         path.write_bytes(whole)
 
@@ -361,17 +361,17 @@ def test_a_picture_that_vanished_is_left_out(tmp_path):
     cv2.imwrite(str(tmp_path / "a" / "1.png"), np.zeros((4, 4, 3), np.uint8))
     source = Folder(str(tmp_path), ["a/0.png", "a/1.png"], [0, 0], ("a", "b"))
     p = Predictions(1, "weights", ("a", "b"), source, np.arange(2), np.array([0, 0]), np.array([1, 1]), np.ones(2))
-    shown = page._pair(p, (0, 1), 2)
-    assert "a taken for b: 2 of 2" in shown and shown.count("<img") == 1 and "1.png" in shown
+    shown = misclassified._pair(p, (0, 1), 2)
+    assert "a classified as b: 2 of 2" in shown and shown.count("<img") == 1 and "1.png" in shown
 
 
 @pytest.mark.parametrize("out", ["absent/report.html", "."])
-def test_a_page_that_cannot_be_written_is_a_sentence(effv2, finished, tmp_path, out):
+def test_a_page_that_cannot_be_written_is_one_sentence(effv2, finished, tmp_path, out):
     code, _, err = effv2("report", finished, f"--out={tmp_path / out}")
     assert code == 2 and "cannot be written" in err and err.count("\n") == 1
 
 
-def test_a_workdir_that_is_none_is_a_sentence(effv2, finished, tmp_path):
+def test_a_folder_without_a_run_is_one_sentence(effv2, finished, tmp_path):
     code, _, err = effv2("report", finished, tmp_path / "none", f"--out={tmp_path / 'report.html'}")
     assert code == 2 and f"'{tmp_path / 'none'}' holds no training run" in err
     assert not (tmp_path / "report.html").exists()
@@ -380,7 +380,7 @@ def test_a_workdir_that_is_none_is_a_sentence(effv2, finished, tmp_path):
 def test_a_workdir_in_a_bucket(effv2, finished, tmp_path):
     @epath.register_path_cls("store://")
     class Store(pathlib.PurePosixPath):
-        """A path of the scheme, as etils has for gs://; its files lie in `finished`."""
+        """A path with a scheme, as etils has for gs://; its files are those of `finished`."""
 
         def _file(self):
             return finished.parent / pathlib.Path(*self.parts[2:])
@@ -391,7 +391,7 @@ def test_a_workdir_in_a_bucket(effv2, finished, tmp_path):
         resolve = expanduser
 
         def exists(self):
-            return self._file().exists() and self.name != "checkpoints"  # which Orbax reads by itself
+            return self._file().exists() and self.name != "checkpoints"  # Orbax reads these by itself
 
         def read_text(self):
             return self._file().read_text()
@@ -404,8 +404,8 @@ def test_a_workdir_in_a_bucket(effv2, finished, tmp_path):
 
     code, _, err = effv2("report", "store://bucket/tiny", f"--out={tmp_path / 'report.html'}")
     assert code == 0, err
-    found = Page(tmp_path / "report.html")
-    assert found.has("state finished 8 steps") and found.has("Left out: there is no checkpoint yet.")
+    shown = Page(tmp_path / "report.html")
+    assert shown.has("state finished 8 steps") and shown.has("Left out: there is no checkpoint yet.")
 
 
 def test_a_browser_shows_it(finished_page, tmp_path):
@@ -421,5 +421,5 @@ def test_a_browser_shows_it(finished_page, tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
     blue = (np.abs(image.astype(int) - (0xF6, 0x82, 0x3B)).sum(2) < 30).sum()  # the averaged weights' curves, in BGR
     assert blue > 100
-    charts = image[400:1200]  # lines and letters all over, little of it
+    charts = image[400:1200]  # lines and letters everywhere, but sparse
     assert all(0.005 < (part < 200).any(2).mean() < 0.5 for part in np.array_split(charts, 4))

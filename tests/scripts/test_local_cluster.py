@@ -1,7 +1,4 @@
-"""Several processes on this machine by scripts/local_cluster.sh, with a small program in the place of effv2.
-
-Real training by it is in test_processes.
-"""
+"""scripts/local_cluster.sh with a small program instead of effv2; test_processes has real training."""
 
 import signal
 import subprocess
@@ -13,7 +10,7 @@ import pytest
 from launching import ROOT
 
 SCRIPT = ROOT / "scripts" / "local_cluster.sh"
-# Ends as told for its number: with an exit code, or when asked to.
+# `--ends` has one end for each process: an exit code, `wait` (for SIGTERM) or `deaf` (to SIGTERM).
 PROGRAM = f"""#!{sys.executable}
 import os, signal, sys, time
 words = dict(word.partition("=")[::2] for word in sys.argv[2:])
@@ -42,7 +39,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 
 def start_waiting(effv2: str, ends: str, *shell: str) -> subprocess.Popen:
-    """Two processes, once both can be asked to leave."""
+    """Two processes that both handle SIGTERM already."""
     words = [*shell, "bash", str(SCRIPT), "2", effv2, "train", f"--ends={ends}"]
     process = children.start(words)
     for _ in range(2):
@@ -51,13 +48,13 @@ def start_waiting(effv2: str, ends: str, *shell: str) -> subprocess.Popen:
     return process
 
 
-def test_each_process_knows_the_others_and_its_lines_are_marked(effv2):
+def test_each_process_knows_the_others_and_its_lines_are_numbered(effv2):
     result = run("3", "--devices_per_process=4", effv2, "train", "--ends=0,0,0")
     assert result.returncode == 0, result.stderr
     lines = sorted(result.stdout.splitlines())
     assert [line[:3] for line in lines] == ["0: ", "0: ", "1: ", "1: ", "2: ", "2: "]
-    told = {line[3:] for line in lines} - {"to stderr"}
-    assert len(told) == 1 and told.pop().endswith(" 3 --xla_force_host_platform_device_count=4")
+    printed = {line[3:] for line in lines} - {"to stderr"}
+    assert len(printed) == 1 and printed.pop().endswith(" 3 --xla_force_host_platform_device_count=4")
     two = run("2", effv2, "train", "--ends=0,0")
     assert two.stdout.count("device_count=2\n") == 2
 
@@ -66,11 +63,11 @@ def test_each_process_knows_the_others_and_its_lines_are_marked(effv2):
 def test_the_first_failure_ends_all(effv2, ends, code):
     result = run(str(ends.count(",") + 1), effv2, "train", f"--ends={ends}")
     assert result.returncode == code
-    assert ("process 1 ended with exit code 7, and the others are ended" in result.stderr) == (code == 7)
+    assert ("process 1 failed with exit code 7; ending the others" in result.stderr) == (code == 7)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_asks_all_to_leave_and_a_second_one_kills(effv2, name):
+def test_a_signal_makes_all_exit_and_a_second_one_kills(effv2, name):
     for ends, code in (("wait,wait", 75), ("deaf,deaf", 137)):
         process = start_waiting(effv2, ends)
         process.send_signal(getattr(signal, name))
@@ -99,15 +96,15 @@ def test_nothing_outlives_a_test_that_failed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ([], "the number of processes, not ''"),
         (["many"], "the number of processes, not 'many'"),
         (["2", "--devices_per_process=0", "effv2", "train"], "--devices_per_process must be a number"),
-        (["2", "python", "x.py"], "then comes the command"),
+        (["2", "python", "x.py"], "the command is missing"),
         (["2", "/nowhere/effv2", "train"], "there is no command '/nowhere/effv2'"),
     ],
 )
-def test_mistakes(words, says):
+def test_invalid_arguments(words, message):
     result = run(*words)
-    assert result.returncode == 2 and says in result.stderr and result.stderr.count("\n") == 1
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""scripts/slurm.sh, with Slurm replaced by small programs: two tasks on this machine."""
+"""scripts/slurm.sh with two tasks on this machine; small programs replace Slurm."""
 
 import os
 import re
@@ -23,7 +23,7 @@ exit $code
     "scancel": 'echo "$@" >>"$FAKE/scancel"; kill -TERM $(cat "$FAKE/tasks")',
     "squeue": 'echo "$@" >>"$FAKE/squeue"; cat "$FAKE/job_state"',
     "scontrol": 'echo "$@" >>"$FAKE/scontrol"',
-    # Ends as told, or waits to be asked to leave. The time is up once both have begun.
+    # Ends with code END, or waits for SIGTERM. The time is up once both tasks have started.
     "effv2": """
 echo "task $SLURM_PROCID: $*"
 [ "$END" = wait ] || exit "$END"
@@ -39,7 +39,7 @@ exit 1
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Runs the job: its exit code, its log, and what was asked of Slurm."""
+    """Runs the job; returns its exit code, its log, and the calls of Slurm's commands."""
     fake, programs, root = tmp_path / "fake", tmp_path / "programs", tmp_path / "root"
     for folder in (fake, programs, root / ".venv" / "bin"):
         folder.mkdir(parents=True)
@@ -60,7 +60,7 @@ def slurm(tmp_path):
             "FAKE": str(fake),
             "END": end,
         }
-        # The shell becomes the job's script, to which Slurm sends the signal.
+        # `exec`, because Slurm sends the signal to the script itself.
         words = ["bash", "-c", 'echo $$ >"$FAKE/batch"; exec bash scripts/slurm.sh "$@"', "sbatch"]
         words += ["effv2", "train", "--workdir=work", "--config.note=a b"]
         done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
@@ -81,9 +81,9 @@ def test_each_task_trains_under_its_supervisor(slurm):
         assert f"task {task}: train --workdir=work --config.note=a b --distributed\n" in log
 
 
-def test_when_the_time_is_up_it_saves_and_goes_back_into_the_queue(slurm):
+def test_when_the_time_is_up_it_saves_and_is_requeued(slurm):
     code, log, asked = slurm("wait")
-    assert code == 75 and "job 7 goes back into the queue" in log
+    assert code == 75 and "job 7 is requeued" in log
     assert asked["scancel"] == "--signal=TERM 7" and asked["scontrol"] == "requeue 7"
 
 
@@ -92,17 +92,17 @@ def test_a_cancelled_job_stays_cancelled(slurm):
     assert code == 75 and "squeue" in asked and "scontrol" not in asked
 
 
-def test_a_mistake_is_not_repeated(slurm):
+def test_invalid_input_is_not_retried(slurm):
     code, log, asked = slurm("2")
     assert code == 2 and asked.keys() == {"srun"} and log.count("task 0") == 1
 
 
 def test_without_a_command_or_slurm():
     script = str(ROOT / "scripts" / "slurm.sh")
-    for words, says in (([], "the command is missing"), (["effv2", "train"], "this is a job for sbatch")):
+    for words, message in (([], "the command is missing"), (["effv2", "train"], "submit this script with sbatch")):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         run = subprocess.run(["bash", script, *words], env=environment, capture_output=True, text=True)
-        assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1
+        assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1
 
 
 def test_slurm_signals_the_script_and_requeues():

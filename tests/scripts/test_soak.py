@@ -1,4 +1,4 @@
-"""Two thousand steps leave nothing behind."""
+"""Two thousand steps do not leak."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def test_memory_threads_and_processes_do_not_grow(tmp_path):
     # One batch a step (16 images of 18 to 28 px) kept from stage 3 to 5 would be 25 MiB.
     allocated = report["allocated_mib"]
     assert max(allocated[2:]) - allocated[1] < 16, report
-    # Grain's pool that frees shared memory, of one worker, and multiprocessing's resource tracker: once a process.
-    # Each of the 20 evaluations had threads and a process of its own.
+    # Once per process: Grain's pool that frees shared memory, and multiprocessing's resource tracker. Each of the 20
+    # evaluations had threads and a process of its own.
     assert len(report["threads"]) <= 4, report
     assert len(report["processes"]) <= 1, report

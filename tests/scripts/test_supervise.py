@@ -1,4 +1,4 @@
-"""The supervisor, on small programs in the place of training."""
+"""The supervisor, with small programs instead of training."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from launching import ROOT
 
 SUPERVISE = ROOT / "scripts" / "supervise.py"
-# Counts its starts in a file, saves a checkpoint where told to, and ends as told for this start.
+# Counts its starts in a file; its arguments say how each start ends and which saves a checkpoint.
 PROGRAM = """
 import os, pathlib, signal, sys, time
 workdir = pathlib.Path(sys.argv[1].partition("=")[2])
@@ -41,23 +41,23 @@ def starts(workdir):
 
 
 @pytest.mark.parametrize(
-    ("ends", "code", "count", "says"),
+    ("ends", "code", "count", "message"),
     [
         (["0"], 0, 1, ""),
-        (["75", "75", "75", "75", "0"], 0, 5, "asked to leave"),
+        (["75", "75", "75", "75", "0"], 0, 5, "the run was preempted at step"),
         (["2"], 2, 1, ""),
         (["1", "kill", "1", "0"], 1, 3, "3 times in a row without a checkpoint after step -1; giving up"),
         (["1", "1+saved", "1", "kill", "0"], 137, 4, "was killed by SIGKILL, 3 times in a row"),
         (["1", "1", "75", "1", "1", "0"], 0, 6, "failed with exit code 1"),
     ],
 )
-def test_it_starts_again_as_the_exit_code_says(tmp_path, ends, code, count, says):
+def test_the_exit_code_decides_about_a_restart(tmp_path, ends, code, count, message):
     run = subprocess.run(words(tmp_path, *ends), capture_output=True, text=True, timeout=120)
     assert (run.returncode, starts(tmp_path)) == (code, count), run.stderr
-    assert says in run.stderr
+    assert message in run.stderr
 
 
-def test_a_signal_is_passed_on_and_nothing_starts_again(tmp_path):
+def test_a_signal_is_forwarded_and_prevents_a_restart(tmp_path):
     process = subprocess.Popen(words(tmp_path, "wait"), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.1)
@@ -70,13 +70,13 @@ def test_a_signal_ends_the_pause_too(tmp_path):
     command = words(tmp_path, "1")
     command[2] = "--pause=600"
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert "starting it again in 300 s" in process.stderr.readline()
+    assert "restarting in 300 s" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGINT and starts(tmp_path) == 1
 
 
-def test_a_command_without_a_workdir_is_a_mistake():
+def test_an_invalid_command_is_refused():
     run = subprocess.run([sys.executable, SUPERVISE, "true"], capture_output=True, text=True)
     assert run.returncode == 2 and "needs --workdir=DIR" in run.stderr
     run = subprocess.run([sys.executable, SUPERVISE, "efv2", "--workdir", "w"], capture_output=True, text=True)

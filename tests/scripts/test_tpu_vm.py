@@ -1,4 +1,4 @@
-"""Launching on Cloud TPU slices, with gcloud replaced by one whose hosts are folders (`fake_gcloud`)."""
+"""Launching on Cloud TPU slices, with `fake_gcloud` instead of gcloud; its hosts are folders."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ from launching import ROOT, command, free_port
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
 
 ZONE = "--zone=us-central1-a"
-# Trains to step 3, waits there for the file `finish`, and ends with the exit code in it; with 75 when asked to leave.
+# Trains to step 3, waits for the file `finish`, and ends with the exit code in it; at SIGTERM it ends with 75.
 # The first host saves each step.
 EFFV2 = f"""#!{sys.executable}
 import os, pathlib, signal, sys, time
@@ -41,7 +41,7 @@ while not (cloud / "finish").exists():
     time.sleep(0.05)
 sys.exit(int((cloud / "finish").read_text()))
 """
-# The real one; JAX finds no slice here, and is told of its peers.
+# The real program; JAX finds no slice here, so its arguments name the other processes.
 REAL_EFFV2 = f"""#!{sys.executable}
 import os, pathlib, sys
 sys.argv.remove("--distributed")
@@ -55,7 +55,7 @@ TRAIN = ["--", "effv2", "train", "--config=configs/digits.py", "--workdir=gs://B
 
 
 class Cloud:
-    """A folder that stands for Google Cloud, and a copy of our scripts in a repository of their own."""
+    """A folder instead of Google Cloud, and a copy of our scripts in a repository of their own."""
 
     def __init__(self, folder: Path, effv2: str):
         self.folder = folder / "cloud"
@@ -103,19 +103,19 @@ class Cloud:
         )
 
     def end(self) -> list[str]:
-        """Ends what still runs on the hosts; what should have ended by itself."""
+        """Ends all processes on the hosts; returns those that should have ended by themselves."""
         (self.folder / "mute").unlink(missing_ok=True)
-        if self.there:
+        if self.exists:
             self.run("delete", "--yes")
         return children.end("FAKE_CLOUD", str(self.folder))
 
     @property
-    def there(self) -> bool:
+    def exists(self) -> bool:
         return (self.folder / "slice.json").exists()
 
 
 def read_until(process: subprocess.Popen, pattern: str) -> str:
-    """What it prints up to the line with `pattern`."""
+    """The output up to the line with `pattern`."""
     text = ""
     for line in process.stdout:
         text += line
@@ -143,7 +143,7 @@ def ready(cloud):
 @pytest.mark.slow
 @pytest.mark.parametrize("cloud", [REAL_EFFV2], indirect=True, ids=["effv2"])
 def test_a_real_training_on_a_slice_that_is_preempted(cloud):
-    """What docs/tpu.md shows (`pytest -s` prints it)."""
+    """The example of docs/tpu.md; `pytest -s` prints its log."""
     cloud.put("port", str(free_port()))
     cloud.put("coming", "WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
     made = cloud.run("create", "--accelerator_type=v5litepod-8", "--spot")
@@ -157,7 +157,7 @@ def test_a_real_training_on_a_slice_that_is_preempted(cloud):
     text += rest
     print(made.stderr + text)
     assert process.returncode == 0, text
-    assert "slice was preempted (SUSPENDED)" in text and not cloud.there
+    assert "slice was preempted (SUSPENDED)" in text and not cloud.exists
     before, after = text.split("was preempted")
     assert "4 cpu devices in 2 processes" in before and "4 cpu devices in 2 processes" in after
     assert "step 40/200" in before and "step 40/200" not in after and "step 200/200" in after
@@ -166,28 +166,28 @@ def test_a_real_training_on_a_slice_that_is_preempted(cloud):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["create"], "create needs --accelerator_type=TYPE"),
-        (["create", "--accelerator_type=v5e-16"], "it must be v2-N"),
+        (["create", "--accelerator_type=v5e-16"], "not v2-N, v3-N"),
         (["create", "--accelerator_type=v4-8", "--valid_until=soon"], "--valid_until is 'soon'"),
         (["create", "--accelerator_type=v4-8", "--", "--labels=a b"], "must not contain spaces"),
-        (["create", "--accelerator-type=v4-8"], "'--accelerator-type=v4-8' is no argument of create"),
-        (["train", "--spot", *TRAIN], "'--spot' is no argument of train"),
+        (["create", "--accelerator-type=v4-8"], "'--accelerator-type=v4-8' is not an argument of create"),
+        (["train", "--spot", *TRAIN], "'--spot' is not an argument of train"),
         (["train"], "train needs a command"),
         (["train", "--", "python", "x.py"], "train needs a command"),
         (["train", *TRAIN[:-1], "--workdir=runs/x"], "needs --workdir=gs://..."),
-        (["train", *TRAIN], "there is no slice in us-central1-a; `scripts/tpu_vm.sh create` asks for it"),
+        (["train", *TRAIN], "there is no slice in us-central1-a; `scripts/tpu_vm.sh create` requests it"),
         (["setup"], "there is no slice in us-central1-a"),
-        (["stop", "--", "x"], "stop takes nothing after --"),
+        (["stop", "--", "x"], "stop takes no arguments after --"),
         (["logs", "--worker=all"], "--worker is 'all'"),
         (["status", "--poll=often"], "--poll is 'often'"),
         (["status", "--zone=us"], "--zone is 'us'"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_creates_nothing(cloud, arguments, says):
+def test_invalid_arguments_give_one_sentence_and_create_nothing(cloud, arguments, message):
     run = cloud.run(*arguments)
-    assert run.returncode == 2 and says in run.stderr and run.stderr.count("\n") == 1
+    assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1
     assert not cloud.calls("queued-resources", "create") and not cloud.calls("tpu-vm")
 
 
@@ -198,7 +198,7 @@ def test_a_name_that_google_would_refuse_and_no_verb(cloud):
     run = subprocess.run(words, capture_output=True, text=True)
     assert run.returncode == 2 and "tpu_vm.sh train NAME" in run.stderr and "set -e" not in run.stderr
     run = subprocess.run([*words, "rent", "slice"], capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "'rent' is no verb" in run.stderr
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "unknown verb 'rent'" in run.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["help"], ["train", "--help"], ["create", "slice", ZONE, "-h"]])
@@ -208,7 +208,7 @@ def test_help(cloud, arguments):
     assert run.returncode == 0 and "tpu_vm.sh train NAME" in run.stdout and not run.stderr
 
 
-def test_a_mistake_in_the_config_is_found_before_the_slice_is_touched(ready):
+def test_the_config_is_checked_before_the_slice_is_touched(ready):
     (ready.folder / "local").mkdir()
     (ready.folder / "local" / "effv2").symlink_to(Path(sys.executable).with_name("effv2"))
     ready.environment["PATH"] = f"{ready.folder / 'local'}:{ready.environment['PATH']}"
@@ -223,8 +223,8 @@ def test_create_waits_for_capacity(cloud):
     options = ["--accelerator_type=v6e-8", "--valid_until=6h", "--project=p", "--", "--network=n"]
     run = cloud.run("create", *options)
     assert run.returncode == 0, run.stderr
-    told = re.findall(r"slice is (\w+)", run.stderr)
-    assert told == [
+    states = re.findall(r"slice is (\w+)", run.stderr)
+    assert states == [
         "ACCEPTED",
         "WAITING_FOR_RESOURCES",
         "PROVISIONING",
@@ -237,7 +237,7 @@ def test_create_waits_for_capacity(cloud):
         + [f"--description=scripts/tpu_vm.sh {' '.join(made)}", *made, ZONE, "--quiet", "--project=p"]
     )
     again = cloud.run("create", *options)
-    assert again.returncode == 0 and "slice is there already" in again.stderr
+    assert again.returncode == 0 and "slice already exists" in again.stderr
     assert len(cloud.calls("queued-resources", "create")) == 1
 
 
@@ -252,10 +252,10 @@ def test_the_runtime_is_the_accelerators(cloud, accelerator, runtime):
     assert " --runtime-version=mine " in run.stdout
 
 
-def test_no_quota_is_told_and_nothing_stays(cloud):
+def test_a_missing_quota_is_reported_and_nothing_remains(cloud):
     cloud.put("create_error", "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptibleLitepod' has been exceeded.")
     run = cloud.run("create", "--accelerator_type=v5litepod-16", "--spot", "--yes")
-    assert run.returncode == 69 and not cloud.there
+    assert run.returncode == 69 and not cloud.exists
     assert "Quota limit" in run.stderr and "nothing was created" in run.stderr
 
 
@@ -263,29 +263,29 @@ def test_a_request_that_fails_is_offered_for_deletion(cloud):
     cloud.put("coming", "WAITING_FOR_RESOURCES FAILED")
     run = cloud.run("create", "--accelerator_type=v5litepod-16")
     assert run.returncode == 69 and "There is no more capacity" in run.stderr
-    assert cloud.there and "slice stays, and costs money until" in run.stderr
+    assert cloud.exists and "slice still exists, and costs money until" in run.stderr
     run = cloud.run("train", *TRAIN)
     assert run.returncode == 69 and "There is no more capacity" in run.stderr
-    assert len(cloud.calls("queued-resources", "create")) == 1  # it was not preempted, and is not asked for again
+    assert len(cloud.calls("queued-resources", "create")) == 1  # a failed request is not repeated
     cloud.put("coming", "ACTIVE")
     run = cloud.run("create", "--accelerator_type=v5litepod-16", answer="y\n")
-    assert run.returncode == 0 and "slice is FAILED. Delete it, and ask anew? [y/N]" in run.stderr
+    assert run.returncode == 0 and "slice is FAILED. Delete it and request a new one? [y/N]" in run.stderr
 
 
-def test_a_slice_that_never_came_is_no_success(cloud):
+def test_a_slice_that_was_never_ready_is_an_error(cloud):
     cloud.put("coming", "PROVISIONING SUSPENDED")
     run = cloud.run("create", "--accelerator_type=v5litepod-16", "--spot")
-    assert run.returncode == 69 and "error: slice is SUSPENDED, and was not ready" in run.stderr
-    assert cloud.there and "Delete it? [y/N]" in run.stderr
+    assert run.returncode == 69 and "error: slice is SUSPENDED and was never ready" in run.stderr
+    assert cloud.exists and "Delete it? [y/N]" in run.stderr
 
 
-def test_ctrl_c_while_waiting_tells_what_stays(cloud):
+def test_ctrl_c_while_waiting_reports_that_the_slice_still_exists(cloud):
     cloud.put("coming", "WAITING_FOR_RESOURCES")
     process = cloud.start("create", "--accelerator_type=v5litepod-16", "--yes")
     read_until(process, "is WAITING_FOR_RESOURCES")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "slice stays, and costs money until" in out and cloud.there
+    assert process.returncode == 130 and "slice still exists, and costs money until" in out and cloud.exists
 
 
 def test_train_from_nothing_to_the_end(ready):
@@ -295,21 +295,21 @@ def test_train_from_nothing_to_the_end(ready):
     assert run.returncode == 0, run.stderr
     log = f"note is {note.partition('=')[2]}\nfrom step 0\nstep 1\nstep 2\nstep 3\n"
     assert run.stdout.endswith(log) and run.stdout.count("step 1") == 1
-    assert "training ended with exit code 0" in run.stderr and "slice is deleted" in run.stderr and not ready.there
+    assert "training ended with exit code 0" in run.stderr and "slice is deleted" in run.stderr and not ready.exists
 
 
-def test_what_was_shown_to_its_end_is_not_shown_again(ready):
+def test_a_log_that_was_shown_to_its_end_is_not_shown_again(ready):
     process = ready.start("train", "--yes", "--poll=3", *TRAIN)
     shown = read_until(process, "step 3")
-    ready.put("finish", "0")  # the log ends between two looks at the hosts
+    ready.put("finish", "0")  # the log ends between two checks of the hosts
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and (shown + out).count("step 1") == 1
 
 
-def test_what_is_started_again_is_shown_again(ready):
+def test_the_log_of_a_restarted_training_is_shown(ready):
     process = ready.start("train", "--yes", "--poll=3", *TRAIN)
     read_until(process, "^step 3$")
-    for pid in ready.folder.glob("hosts/*/effv2_run/pid"):  # told that their spot machine ends, which it then does not
+    for pid in ready.folder.glob("hosts/*/effv2_run/pid"):  # as at a preemption that then does not come
         [supervisor] = psutil.Process(int(pid.read_text())).children()
         supervisor.terminate()
     read_until(process, "training started")
@@ -318,37 +318,37 @@ def test_what_is_started_again_is_shown_again(ready):
     assert process.returncode == 0 and out.count("from step") == 1
 
 
-def test_without_an_answer_the_slice_stays_and_says_so(ready):
+def test_without_an_answer_the_slice_still_exists_and_this_is_reported(ready):
     ready.put("finish", "0")
     run = ready.run("train", *TRAIN)
-    assert run.returncode == 0 and ready.there
-    assert "costs money for as long as it is there. Delete it? [y/N]" in run.stderr
+    assert run.returncode == 0 and ready.exists
+    assert "costs money as long as it exists. Delete it? [y/N]" in run.stderr
     assert run.stderr.endswith("costs money until `scripts/tpu_vm.sh delete slice --zone=us-central1-a`\n")
 
 
 def test_the_exit_code_is_the_trainings(ready):
     ready.put("finish", "2")
     run = ready.run("train", *TRAIN, answer="y\n")
-    assert run.returncode == 2 and "ended with exit code 2" in run.stderr and not ready.there
+    assert run.returncode == 2 and "ended with exit code 2" in run.stderr and not ready.exists
 
 
 def test_a_second_train_joins_and_another_one_is_refused(ready):
     first = ready.start("train", *TRAIN)
     read_until(first, "^step 3$")
     second = ready.start("train", *TRAIN)
-    assert "t1v-n-0-w-1: trains already" in read_until(second, "^step 3$")
+    assert "t1v-n-0-w-1: is already training" in read_until(second, "^step 3$")
     other = ready.run("train", *TRAIN, "--config.seed=1")
-    assert other.returncode == 2 and "trains something else" in other.stderr
+    assert other.returncode == 2 and "runs another training" in other.stderr
     assert "--workdir=gs://BUCKET/run" in other.stderr and "seed" not in other.stderr
     setup = ready.run("setup")
-    assert setup.returncode == 0 and "installed" not in setup.stdout  # hosts that train are left alone
+    assert setup.returncode == 0 and "installed" not in setup.stdout  # hosts that are training stay unchanged
     ready.put("finish", "0")
     for process in (first, second):
         process.communicate(timeout=60)
         assert process.returncode == 0
 
 
-def test_a_preempted_slice_is_made_again_and_goes_on(ready):
+def test_a_preempted_slice_is_requested_again_and_training_resumes(ready):
     ready.put("coming", "WAITING_FOR_RESOURCES ACTIVE")
     process = ready.start("train", "--yes", *TRAIN)
     assert "from step 0" in read_until(process, "^step 3$")
@@ -360,13 +360,13 @@ def test_a_preempted_slice_is_made_again_and_goes_on(ready):
     assert "slice was preempted (SUSPENDED)" in text and "slice is WAITING_FOR_RESOURCES" in text
     first, second = ready.calls("queued-resources", "create")
     assert first == second and "--spot" in second
-    assert not ready.there
+    assert not ready.exists
 
 
-def test_who_only_asks_is_not_taken_for_a_training(ready):
+def test_a_query_is_not_mistaken_for_a_training(ready):
     assert ready.run("setup").returncode == 0
     with (ready.folder / "hosts/0/effv2_run/lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # as `state` does for a moment
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as `state` does
         assert sorted(line.split()[0] for line in ready.run("status").stdout.splitlines()) == ["idle", "idle", "slice:"]
         assert ready.run("setup").stdout.count("installed") == 2
         assert ready.run("stop").stdout.count("stopped") == 2
@@ -386,7 +386,7 @@ def test_a_host_that_was_rebooted_trains_again(ready):
     text = read_until(process, "w-1: training started")
     ready.put("finish", "0")
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "w-0: trains already" in text + out
+    assert process.returncode == 0 and "w-0: is already training" in text + out
 
 
 def test_a_host_that_cannot_be_reached_for_a_while(ready):
@@ -402,11 +402,11 @@ def test_a_host_that_cannot_be_reached_for_a_while(ready):
 def test_a_host_that_cannot_be_reached_at_all(ready):
     (ready.folder / "deaf" / "1").write_text("")
     run = ready.run("train", *TRAIN, answer="y\n")
-    assert run.returncode == 69 and "not every host of slice can be reached" in run.stderr and not ready.there
+    assert run.returncode == 69 and "not all hosts of slice can be reached" in run.stderr and not ready.exists
     assert len(ready.calls("tpu-vm", "scp")) == 5
 
 
-def test_gcloud_may_fail_for_a_while_but_not_for_ever(ready):
+def test_gcloud_may_fail_a_few_times_but_not_always(ready):
     process = ready.start("train", *TRAIN)
     read_until(process, "^step 3$")
     ready.put("mute", "3")
@@ -414,15 +414,15 @@ def test_gcloud_may_fail_for_a_while_but_not_for_ever(ready):
         time.sleep(0.05)
     ready.put("mute", "1000")
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 69 and "gcloud cannot tell what became of slice" in out
+    assert process.returncode == 69 and "gcloud cannot get the state of slice" in out
 
 
-def test_ctrl_c_ends_the_watching_alone(ready):
+def test_ctrl_c_ends_only_the_watching(ready):
     process = ready.start("train", "--yes", *TRAIN)
     read_until(process, "^step 3$")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "what was started goes on" in out and ready.there
+    assert process.returncode == 130 and "the slice and its training continue" in out and ready.exists
     status = ready.run("status")
     assert status.stdout.splitlines()[0] == "slice: READY"
     lines = sorted(status.stdout.splitlines()[1:])
@@ -433,12 +433,12 @@ def test_stop_saves_and_asks(ready):
     process = ready.start("train", *TRAIN)
     read_until(process, "^step 3$")
     stop = ready.run("stop", answer="n\n")
-    assert stop.returncode == 0 and "Delete it? [y/N]" in stop.stderr and ready.there
+    assert stop.returncode == 0 and "Delete it? [y/N]" in stop.stderr and ready.exists
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "the training was stopped" in out
     assert [line.split()[0] for line in ready.run("status").stdout.splitlines()] == ["slice:", "stopped", "stopped"]
     ready.put("finish", "0")
-    run = ready.run("train", *TRAIN)  # goes on
+    run = ready.run("train", *TRAIN)  # resumes
     assert run.returncode == 0 and "from step 3" in run.stdout and "from step 0" not in run.stdout
     assert "from step 0" in (ready.folder / "hosts/0/effv2_run/train.log").read_text()
 
@@ -449,13 +449,13 @@ def test_logs_of_any_host(ready):
     assert "step 3" in ready.run("logs", "--worker=1").stdout
 
 
-def test_delete_asks_and_may_be_given_twice(ready):
+def test_delete_asks_and_may_be_repeated(ready):
     no = ready.run("delete")
-    assert no.returncode == 0 and "Delete slice (READY), and all that is on it? [y/N]" in no.stderr and ready.there
-    assert ready.run("delete", answer="y\n").returncode == 0 and not ready.there
+    assert no.returncode == 0 and "Delete slice (READY) and everything on it? [y/N]" in no.stderr and ready.exists
+    assert ready.run("delete", answer="y\n").returncode == 0 and not ready.exists
     again = ready.run("delete", "--yes")
     assert again.returncode == 0 and "there is no slice" in again.stderr
-    assert "costs nothing" in ready.run("status").stderr
+    assert "no cost" in ready.run("status").stderr
 
 
 def test_dry_run_runs_nothing(cloud):
@@ -480,7 +480,7 @@ def test_dry_run_runs_nothing(cloud):
 
 @pytest.mark.slow
 def test_gcloud_knows_what_we_ask_of_it(cloud, tmp_path):
-    """The gcloud of this machine, without an account and without a network, gets as far as asking for the account."""
+    """The gcloud of this machine, without account and network, accepts the arguments and fails at the account."""
     gcloud = shutil.which("gcloud", path=os.environ["PATH"])
     if gcloud is None:
         pytest.skip("needs gcloud")

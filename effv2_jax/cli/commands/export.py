@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     import dataclasses
 
     from effv2_jax.data.images.decode import BrokenImage
-    from effv2_jax.export import Program, export
+    from effv2_jax.export import InferenceProgram, export
     from effv2_jax.predict import find_images
     from effv2_jax.weights import read_weights
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--image_size={args.image_size} is too small; the network halves it five times")
         preprocess = dataclasses.replace(bundle.preprocess, image_size=args.image_size)
         bundle = dataclasses.replace(bundle, preprocess=preprocess)
-    program = Program(bundle, args.output, args.preprocessing == "include")
+    program = InferenceProgram(bundle, args.output, args.preprocessing == "include")
 
     def pixels() -> Iterator[Any]:
         for name, image in images.items():

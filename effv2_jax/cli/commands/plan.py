@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from effv2_jax.cli.options import add_config, add_topology, number_list, programs_of
+from effv2_jax.cli.options import add_config, add_topology, cost_model_of, number_list
 
 HELP = "estimate speed, memory and cost on TPU slices before renting them"
 
@@ -26,6 +26,6 @@ def run(args: argparse.Namespace) -> None:
     from effv2_jax.monitoring import tables
     from effv2_jax.planning.plan import plan, plan_table
 
-    results = plan(args.config, args.topology, programs_of(args), args.images_per_core)
+    results = plan(args.config, args.topology, cost_model_of(args), args.images_per_core)
     table = plan_table(results, args.price_per_chip_hour)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(table), end="")

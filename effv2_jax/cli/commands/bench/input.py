@@ -27,8 +27,16 @@ def run(args: argparse.Namespace) -> None:
     from effv2_jax.bench import input
     from effv2_jax.monitoring import tables
 
-    results = input.measure(
-        args.folder, args.image_size, args.workers, args.peer, args.batch, args.batches, args.rounds, args.scaled, log
+    results = input.bench_input(
+        args.folder,
+        args.image_size,
+        workers=args.workers,
+        peers=args.peer,
+        batch_size=args.batch,
+        batches=args.batches,
+        rounds=args.rounds,
+        scaled=args.scaled,
+        log=log,
     )
     if args.json:
         print(json.dumps(results, indent=1))

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from effv2_jax.bench import parity
     from effv2_jax.monitoring import tables
 
-    rows = parity.measure(args.variant, args.peer, args.size, log)
+    rows = parity.compare_networks(args.variant, args.peer, args.size, log)
     if args.json or args.page:
         print(json.dumps(rows, indent=1) if args.json else parity.page(rows), end="")
         return

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from effv2_jax.cli.options import add_config, add_topology, programs_of
+from effv2_jax.cli.options import add_config, add_topology, cost_model_of
 
 HELP = "our step on a TPU against plain Flax"
 
@@ -18,5 +18,5 @@ def run(args: argparse.Namespace) -> None:
     from effv2_jax.bench import program
     from effv2_jax.monitoring import tables
 
-    rows = program.measure(args.config, args.topology, programs_of(args))
+    rows = program.compare_programs(args.config, args.topology, cost_model_of(args))
     print(json.dumps(rows, indent=1) if args.json else tables.to_text(program.program_table(rows)), end="")

@@ -25,5 +25,5 @@ def run(args: argparse.Namespace) -> None:
 
     with contextlib.ExitStack() as stack:
         workdir = args.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-        results = stages.measure(args.config, Path(workdir), log)
+        results = stages.bench_stages(args.config, Path(workdir), log)
     print(json.dumps(results, indent=1) if args.json else tables.to_text(stages.stages_table(results)), end="")

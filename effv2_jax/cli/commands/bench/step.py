@@ -23,5 +23,13 @@ def run(args: argparse.Namespace) -> None:
     from effv2_jax.bench import step
     from effv2_jax.monitoring import tables
 
-    rows = step.measure(args.variant, args.image_size, args.peer, args.batch, args.steps, args.rounds, log)
+    rows = step.bench_step(
+        args.variant,
+        args.image_size,
+        args.peer,
+        batch_size=args.batch,
+        steps=args.steps,
+        rounds=args.rounds,
+        log=log,
+    )
     print(json.dumps(rows, indent=1) if args.json else tables.to_text(step.step_table(rows)), end="")
