@@ -15,7 +15,7 @@ import numpy as np
 
 from effv2_jax.errors import UserError
 from effv2_jax.network.architecture import Architecture
-from effv2_jax.weights.bundle import Variables
+from effv2_jax.weights.bundle import Variables, flatten_arrays, unflatten_arrays
 from effv2_jax.weights.mapping import Entry, block_places, entries
 
 Outputs = dict[str, np.ndarray]
