@@ -1,7 +1,7 @@
 """Every command of the README and of docs/ runs, on small data and for a few steps: one case per command.
 
 The cases are a chain. They share one folder, run in the order of the pages, and later ones read what earlier ones
-wrote. A page's Python follows its commands.
+wrote. A page's Python follows its commands. pytest-xdist must keep them on one worker, as `--dist loadfile` does.
 """
 
 import importlib.util
@@ -17,9 +17,6 @@ import numpy as np
 import pytest
 from launching import EFFV2, ROOT
 from pictures_folder import write_photos
-
-# The chain needs one worker of pytest-xdist; `--dist loadgroup` keeps a group together.
-pytestmark = pytest.mark.xdist_group("docs")
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = ("make", "effv2", "python", "scripts/tpu_vm.sh", "scripts/local_cluster.sh")
@@ -71,10 +68,8 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
 
 
 @pytest.fixture(scope="module")
-def folder(request, tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """Where all commands run: photos, the shipped configs and scripts, and what `make demo` leaves behind."""
-    if hasattr(request.config, "workerinput") and request.config.getoption("dist") == "load":
-        pytest.fail("these cases are a chain, which `--dist load` splits; run them with `--dist loadgroup`")
     folder = tmp_path_factory.mktemp("docs")
     for name in ("configs", "scripts"):
         os.symlink(ROOT / name, folder / name)
@@ -174,7 +169,10 @@ def test_it_runs(command, folder):
     if any(word.startswith("--wandb") for word in words):
         environment["WANDB_MODE"] = "offline"
     missing = [path for path in inputs_of(words) if not (folder / path).exists()]
-    assert not missing, f"`{command}` reads {', '.join(missing)}, which no earlier command of the pages has made"
+    assert not missing, (
+        f"`{command}` reads {', '.join(missing)}, which no earlier case has made; the cases run in order, all of them, "
+        "and with pytest-xdist under `--dist loadfile`"
+    )
     words = [{"effv2": EFFV2, "python": sys.executable}.get(word, word) for word in shrink(command, words)]
     result = run(words, folder, **environment)
     assert result.returncode == 0, result.stderr
