@@ -24,8 +24,9 @@ demo: install
 test: lint types
 	$(BIN)/pytest -n 2 -m "not slow"
 
+# loadfile: the cases of a file stay on one worker, as the chain of commands in tests/test_docs.py needs
 slow: install
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 lint: install
 	$(BIN)/ruff check
