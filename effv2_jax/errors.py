@@ -26,7 +26,7 @@ class Unavailable(Exception):
 
 
 class Preempted(Exception):
-    """The process was asked to leave and has saved: the same command goes on.
+    """The process was asked to exit and has saved: the same command resumes.
 
     The command line exits with EXIT_PREEMPTED.
     """

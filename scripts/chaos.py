@@ -106,7 +106,7 @@ def train_disturbed(
         lived = time.monotonic() - born
         code = process.wait()
         if code == -signal.SIGTERM and lived > 2 * until_first:
-            sys.exit(f"chaos: the run was asked to leave after {lived:.1f} s and died without saving; see {log}")
+            sys.exit(f"chaos: the run was asked to exit after {lived:.1f} s and died without saving; see {log}")
         if code not in (PREEMPTED, -signal.SIGKILL, -signal.SIGTERM):
             sys.exit(f"chaos: the run ended by itself with exit code {code}; see {log}")
         how = "left after saving" if code == PREEMPTED else f"died of {signal.Signals(-code).name}"

@@ -3,7 +3,7 @@
 
     scripts/supervise.py effv2 train --config=configs/digits.py --workdir=runs/digits
 
-The command's exit code decides: 0, it is done; 2, a mistake that another try would repeat; 75, it was asked to leave
+The command's exit code decides: 0, it is done; 2, a mistake that another try would repeat; 75, it was asked to exit
 and has saved, so it starts again at once; anything else is a failure, and it starts again after a pause that doubles
 from one failure to the next. After `--attempts` failures in a row without a new checkpoint in the workdir it gives up.
 SIGTERM and SIGINT are passed on, SIGHUP as SIGTERM, and the supervisor leaves with the command.
@@ -69,7 +69,7 @@ def supervise(command: list[str], workdir: str, attempts: int, pause: float) -> 
         reached = now
         if code == PREEMPTED:
             failures = 0
-            say(f"the run was asked to leave at step {now}; starting it again")
+            say(f"the run was asked to exit at step {now}; starting it again")
             continue
         failures = 1 if progress else failures + 1
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"

@@ -33,6 +33,7 @@ def run(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr("effv2_jax.train.log", lines.append)
     patch.setattr("effv2_jax.monitoring.progress.log", lines.append)
+    patch.setattr("effv2_jax.monitoring.description.log", lines.append)
     with CompileCounter() as compilations:
         results = train(tiny_config(), workdir)
     patch.undo()

@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_is_not_evaluated(two_checkpoints, tmp_path):
     (directory / "7" / "run" / "metadata").write_text("")
     checkpoints = Checkpoints(directory, read_only=True)
     assert checkpoints.find("3") == 3
-    with pytest.raises(UserError, match=r"checkpoint 7 .* run/metadata is damaged; --step=3 takes another"):
+    with pytest.raises(UserError, match=r"checkpoint 7 .* run/metadata is damaged; --step=3 selects another"):
         checkpoints.find("latest")
 
 
@@ -238,7 +238,7 @@ def test_other_arrays_than_asked_for_are_a_sentence(two_checkpoints):
 SAVE_FOR_EVER = """
 import itertools, sys
 import jax, jax.numpy as jnp
-from effv2_jax.checkpoint import Checkpoints
+from effv2_jax.checkpoints.manager import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep_last=1)
 print("ready", flush=True)
 for step in itertools.count((checkpoints.latest() or 0) + 1):

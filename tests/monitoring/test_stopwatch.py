@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_config
 
 from effv2_jax.errors import Preempted, UserError
-from effv2_jax.monitoring import progress
+from effv2_jax.monitoring import stopwatch as stopwatch_lib
 from effv2_jax.monitoring.metrics import METRICS_FILE, Writers, read_metrics
 from effv2_jax.runtime.preemption import Preemption
 from effv2_jax.train import train
@@ -16,7 +16,7 @@ from effv2_jax.train import train
 def clock(monkeypatch):
     """A clock that only the test moves: clock(seconds)."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(stopwatch_lib.time, "perf_counter", lambda: now[0])
 
     def move(seconds):
         now[0] += seconds
@@ -25,7 +25,7 @@ def clock(monkeypatch):
 
 
 def test_every_second_has_one_cause(clock):
-    stopwatch = progress.Stopwatch()
+    stopwatch = stopwatch_lib.Stopwatch()
     clock(2)
     stopwatch.charge("start")
     clock(3)
@@ -49,9 +49,9 @@ def test_a_restart_counts_its_start_and_the_lost_work(clock):
         {"step": 20, "evaluation/raw_top1": 0.5},
     ]
     saved = {"train": 40.0, "start": 5.0}
-    assert progress.lost_seconds(records, 12, saved) == 31.0
-    assert progress.lost_seconds(records, 20, saved) == 0.0  # nothing came after
-    stopwatch = progress.Stopwatch()
+    assert stopwatch_lib.lost_seconds(records, 12, saved) == 31.0
+    assert stopwatch_lib.lost_seconds(records, 20, saved) == 0.0  # nothing came after
+    stopwatch = stopwatch_lib.Stopwatch()
     clock(4)
     stopwatch.restore(saved, lost=31.0)
     stopwatch.charge("restart")
@@ -66,7 +66,7 @@ def test_a_run_writes_its_time_by_cause_and_goes_on_counting(tmp_path, monkeypat
         with pytest.raises(Preempted, match="saved step 3 of 8"):
             train(config, tmp_path)
     lines = []
-    monkeypatch.setattr("effv2_jax.train.log", lines.append)
+    monkeypatch.setattr("effv2_jax.monitoring.description.log", lines.append)
     train(config, tmp_path)
     first, *_, last = [record for record in read_metrics(tmp_path / METRICS_FILE) if "time/train" in record]
     assert "time/restart" not in first

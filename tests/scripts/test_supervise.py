@@ -44,7 +44,7 @@ def starts(workdir):
     ("ends", "code", "count", "says"),
     [
         (["0"], 0, 1, ""),
-        (["75", "75", "75", "75", "0"], 0, 5, "asked to leave"),
+        (["75", "75", "75", "75", "0"], 0, 5, "asked to exit"),
         (["2"], 2, 1, ""),
         (["1", "kill", "1", "0"], 1, 3, "3 times in a row without a checkpoint after step -1; giving up"),
         (["1", "1+saved", "1", "kill", "0"], 137, 4, "was killed by SIGKILL, 3 times in a row"),
