@@ -1,20 +1,27 @@
-"""A rehearsal of every recipe on TFDS' data: a short stage on generated examples in the true builder's files."""
+"""Every recipe: its steps by shape, its data from files of the true TFDS builders; five recipes also train."""
 
 import dataclasses
 
 import ilsvrc
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from launching import ROOT
 
 from effv2_jax.cli.load_config import load_config
+from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.preparation.imagenet_facts import imagenet21k
 from effv2_jax.data.preparation.prepare import prepare_imagenet
 from effv2_jax.data.sources import make_sources
+from effv2_jax.learning.optimizer import make_optimizer, make_schedule
+from effv2_jax.learning.step import initial_state, initial_variables, make_train_step
 from effv2_jax.monitoring.metrics import METRICS_FILE, read_metrics
+from effv2_jax.network.model import make_model
+from effv2_jax.runtime.mesh import abstract_batch, make_mesh
 from effv2_jax.train import train
 
+METRICS = ("loss", "accuracy", "gradient_norm", "learning_rate", "finite")
 # Number of examples in each split: what the recipes' splits by index leave of them is 32 or more.
 SPLITS = {
     "imagenet2012": {"train": 25_021 + 64, "validation": 40},
@@ -44,6 +51,15 @@ RECIPES = {
         for recipe in ("paper", "automl")
     },
 }
+# One of each file of configs/, both recipes, and every kind of augmentation and schedule among them.
+TRAINED = (
+    "imagenet.py:m,recipe=automl",
+    "imagenet.py:b0,augmentation=randaugment",
+    "finetune.py:imagenet,variant=s",
+    "ablation.py:size",
+    "transfer.py:flowers,recipe=paper",
+)
+BLOCKS = "--config.model.blocks=('r1_k3_s2_e1_i8_o8_c1','r1_k3_s2_e2_i8_o16_se0.25')"
 SHORT = [
     "--config.init_from=",
     "--config.total_steps=2",
@@ -55,7 +71,7 @@ SHORT = [
     "--config.schedule.warmup_steps=1",
     "--config.curriculum.num_stages=1",
     "--config.evaluation.batch_size=32",
-    "--config.model.blocks=('r1_k3_s2_e1_i8_o8_c1','r1_k3_s2_e2_i8_o16_se0.25')",
+    BLOCKS,
     "--config.model.width=0.25",
     "--config.data.num_examples=0",
     "--config.curriculum.image_size=(32,32)",
@@ -97,9 +113,36 @@ def data_dir(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
+def test_every_step_of_a_recipe_keeps_the_shapes_of_the_state(recipe):
+    """Batch, sizes, groups, optimizer, schedule and loss are the recipe's own; the network is thin."""
+    config = load_config(str(ROOT / "configs" / recipe), [BLOCKS, "--config.model.width=0.25"])
+    assert config.data.source == "tfds" and config.data.name == RECIPES[recipe]
+    num_examples, num_classes = config.data.num_examples, 10
+    curriculum = make_curriculum(config, num_examples)
+    schedule = make_schedule(config, num_examples=num_examples, total_steps=curriculum.total_steps)
+    params = jax.eval_shape(lambda: initial_variables(make_model(config, num_classes, "cpu"), 0))["params"]
+    optimizer = make_optimizer(config, schedule, params)
+    state = jax.eval_shape(lambda: initial_state(make_model(config, num_classes, "cpu"), optimizer, config))
+    for stage in curriculum.stages:
+        step = make_train_step(config, stage, make_model(config, num_classes, "cpu", stage), optimizer, schedule)
+        batch = abstract_batch(config.global_batch_size, stage.image_size, 1, make_mesh())
+        after, metrics = jax.eval_shape(step, state, batch)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+        assert {name: metric.shape for name, metric in metrics.items()} == dict.fromkeys(METRICS, ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_data_of_a_recipe_open(recipe, data_dir):
+    overrides = ["--config.data.num_examples=0", f"--config.data.data_dir={data_dir}"]
+    sources = make_sources(load_config(str(ROOT / "configs" / recipe), overrides))
+    assert len(sources.train) and len(sources.evaluation) == 40 and sources.num_classes >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_a_recipe_trains_and_evaluates(recipe, data_dir, tmp_path):
     config = load_config(str(ROOT / "configs" / recipe), [*SHORT, f"--config.data.data_dir={data_dir}"])
-    assert config.data.source == "tfds" and config.data.name == RECIPES[recipe]
     train(config, str(tmp_path))
     records = read_metrics(tmp_path / METRICS_FILE)
     assert [record["step"] for record in records if "train/loss" in record] == [1, 2]

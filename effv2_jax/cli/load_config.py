@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from effv2_jax.config import UNITS, flat_lines
+from effv2_jax.config import UNITS, flatten
 from effv2_jax.config.validate import check_ranges
 from effv2_jax.errors import UserError, one_line
 
@@ -40,9 +40,7 @@ def _read_config(file_and_argument: str, overrides: list[str]) -> ConfigDict:
         raise
     except Exception as error:  # the file is any Python, and the parsers of overrides raise several types
         # Without overrides the file itself is at fault.
-        known = (
-            [line.partition(" ")[0] for line in flat_lines(_read_config(file_and_argument, []))] if overrides else []
-        )
+        known = sorted(flatten(_read_config(file_and_argument, []).to_dict())) if overrides else []
         for field in map(_field, overrides):
             if field not in known and not any(name.startswith(f"{field}.") for name in known):
                 raise UserError(f"config has no field '{field}'{_suggest(field, known)}") from None

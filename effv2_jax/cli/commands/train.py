@@ -1,7 +1,6 @@
 """`effv2 train`: a training run in a workdir."""
 
 import argparse
-from typing import Any
 
 from effv2_jax.cli.options import add_config
 from effv2_jax.errors import UserError
@@ -48,8 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from effv2_jax.train import train
 
     silence_background_threads()
-    options: dict[str, Any] = {"profile": args.profile} if args.profile else {}
-    train(args.config, args.workdir, force=args.force, wandb_project=args.wandb, **options)
+    train(args.config, args.workdir, force=args.force, wandb_project=args.wandb, profile=args.profile)
 
 
 def _step_and_steps(text: str) -> tuple[int, int]:
