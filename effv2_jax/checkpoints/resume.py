@@ -76,7 +76,7 @@ def resume_curriculum(
     """
     old, new = flatten(run["config"]), flatten(json.loads(json.dumps(to_dict(config))))
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    changeable = CHANGEABLE_FIELDS + _CURRICULUM_FIELDS
+    changeable: tuple[str, ...] = CHANGEABLE_FIELDS + _CURRICULUM_FIELDS
     if config.data.source == "folder":
         changeable += ("data.name",)
     conflicts = [

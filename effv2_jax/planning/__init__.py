@@ -1,1 +1,3 @@
-"""A curriculum on TPU slices that need not be there: memory, collectives, time and cost."""
+"""Memory, collectives, time and cost of a curriculum on TPU slices, estimated without the hardware."""
+
+__all__ = ["cost_model", "hlo", "plan"]

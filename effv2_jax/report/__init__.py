@@ -1,1 +1,3 @@
-"""`effv2 report`: training runs on one page of HTML that needs nothing else."""
+"""`effv2 report`: training runs on one self-contained page of HTML."""
+
+__all__ = ["page"]
