@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 def load(path: str | os.PathLike) -> "tuple[EfficientNet, Variables, Preprocess]":
     """(model, variables, preprocess) of a file of weights or a run; see `weights.read_weights`.
 
-    `model.apply(variables, preprocess(images))` gives logits; `model.clone(num_classes=0)` pooled features; with
-    `mutable=['endpoints']` the outputs of each resolution come too.
+    `model.apply(variables, preprocess(images))` returns logits, and `model.clone(num_classes=0)` makes a model that
+    returns pooled features. With `mutable=['endpoints']`, `apply` also returns the outputs of each resolution.
     """
     from effv2_jax.weights import read_weights
 

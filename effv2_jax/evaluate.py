@@ -1,4 +1,4 @@
-"""Exact evaluation: every example counted once, on any number of devices and processes."""
+"""Exact evaluation: counts every example once, on any number of devices and processes."""
 
 import collections
 import math
@@ -19,11 +19,10 @@ from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError
 from effv2_jax.learning.step import make_evaluation_step
 from effv2_jax.monitoring.progress import Results
-from effv2_jax.network.cpu_kernels import compiler_options
-from effv2_jax.runtime import mesh as mesh_lib
 from effv2_jax.runtime.compilation_cache import use_compilation_cache
-from effv2_jax.runtime.compiler import Compiler
-from effv2_jax.runtime.mesh import make_mesh, put_batch
+from effv2_jax.runtime.compiler import Compiler, jit_on_mesh
+from effv2_jax.runtime.mesh import make_mesh, put_batch, replicated
+from effv2_jax.runtime.processes import this_process
 from effv2_jax.weights import Bundle, read_weights
 from effv2_jax.weights.relabel import with_labels_of
 
@@ -39,9 +38,9 @@ def evaluate(
 
     Args:
       evaluation_step: compiled, (variables, batch) -> sums (see `step.make_evaluation_step`).
-      weights: name -> {'params', 'batch_stats'}, such as {'raw': ..., 'ema': ...}.
-      batches: this process's part, as `pipeline.evaluation_batches` gives it.
-      mesh: where the weights lie.
+      weights: name -> {'params', 'batch_stats'}, such as {'raw': ..., 'ema': ...}, on the mesh.
+      batches: this process's part, as of `pipeline.evaluation_batches`.
+      mesh: of the devices.
       broken: counts unreadable images.
 
     Returns:
@@ -50,7 +49,7 @@ def evaluate(
     totals: dict[str, collections.Counter] = {name: collections.Counter() for name in weights}
     pending: dict[str, Any] = {}
 
-    def read() -> None:
+    def read_pending() -> None:
         for name, sums in jax.device_get(pending).items():
             totals[name].update({key: value.item() for key, value in sums.items()})
 
@@ -58,9 +57,9 @@ def evaluate(
         broken.update(batch)
         arrays = put_batch({name: batch[name] for name in ("image", "label", "mask")}, mesh)
         dispatched = {name: evaluation_step(variables, arrays) for name, variables in weights.items()}
-        read()  # the batch before, while this one runs
+        read_pending()  # the previous batch, while this one runs
         pending = dispatched
-    read()
+    read_pending()
     return {name: _shares(sums) for name, sums in totals.items()}
 
 
@@ -70,7 +69,7 @@ def _shares(sums: collections.Counter) -> dict[str, float]:
 
 
 def confidence_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share of `count` examples; z = 1.96 is 95 %."""
+    """Wilson's score interval of a share of `count` examples; z = 1.96 gives 95 % confidence."""
     if not count:
         return 0.0, 1.0
     center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -81,14 +80,14 @@ def confidence_interval(share: float, count: int, z: float = 1.96) -> tuple[floa
 def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     """Evaluates weights of any format on the data of a config.
 
-    Network and normalisation are those of the weights; image size, crop and interpolation those of the config.
+    The weights decide network and normalisation; the config decides image size, crop and interpolation.
 
     Args:
-      path: as `weights.read_weights`.
-      config: its data and evaluation.
+      path: as for `weights.read_weights`.
+      config: of an experiment; only data and evaluation are used.
 
     Returns:
-      the weights, and their results as `evaluate` gives them.
+      the weights, and their results as `evaluate` returns them.
 
     Raises:
       UserError: unreadable weights or data, or classes that the weights do not have.
@@ -98,31 +97,26 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     check_input(config, jax.process_count())
     config = config.copy_and_resolve_references()
     if not config.data.holdout_percent:
-        config.data.train_split = config.data.evaluation_split  # there need be no other
+        config.data.train_split = config.data.evaluation_split  # a training split need not exist
         config.data.num_examples = 0
     sources = make_sources(config)
     if config.evaluation.batch_size % mesh.size:
         raise UserError(f"the {mesh.size} devices do not divide config.evaluation.batch_size")
     config.data.normalization = bundle.preprocess.normalization
     source = with_labels_of(sources.evaluation, bundle)
-    replicated = mesh_lib.replicated(mesh)
-    step = jax.jit(
-        make_evaluation_step(config, bundle.model),
-        out_shardings=replicated,
-        compiler_options=compiler_options(jax.default_backend()),
-    )
-    return bundle, _evaluate_once(step, jax.device_put(bundle.sets, replicated), source, config, mesh)
+    step = jit_on_mesh(make_evaluation_step(config, bundle.model), mesh)
+    return bundle, _evaluate_source(step, jax.device_put(bundle.sets, replicated(mesh)), source, config, mesh)
 
 
-def _evaluate_once(
+def _evaluate_source(
     evaluation_step: Callable, weights: dict[str, Any], source: Source, config: ConfigDict, mesh: Mesh
 ) -> Results:
-    """`evaluate` on all of a source, with 'unreadable', the number of images that were left out.
+    """`evaluate` on a whole source; adds 'unreadable', the number of images left out.
 
     Raises:
       UserError: no image could be read.
     """
-    batches = evaluation_batches(source, config, process_index=jax.process_index(), process_count=jax.process_count())
+    batches = evaluation_batches(source, config, **this_process())
     broken = BrokenCounter(source)
     results = evaluate(evaluation_step, weights, batches, mesh, broken)
     if broken.count == len(source):
@@ -138,10 +132,10 @@ def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, R
       which: 'latest', 'best' or the number of a step.
 
     Returns:
-      the step, and its results as `evaluate` gives them.
+      the step, and its results as `evaluate` returns them.
 
     Raises:
-      UserError: no run or no such checkpoint there.
+      UserError: the workdir has no run or no such checkpoint.
     """
     directory = epath.Path(workdir) / CHECKPOINTS
     if not directory.exists():
@@ -156,4 +150,4 @@ def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, R
     compiler = Compiler(config, curriculum, sources.num_classes, len(sources.train), mesh, log=lambda line: None)
     state, _ = checkpoints.restore(step, compiler.abstract_state)
     checkpoints.close()
-    return step, _evaluate_once(compiler.evaluation_step(), state.sets, sources.evaluation, config, mesh)
+    return step, _evaluate_source(compiler.evaluation_step(), state.sets, sources.evaluation, config, mesh)

@@ -1,4 +1,4 @@
-"""An experiment: everything that a config makes, validated once, before anything is written."""
+"""An experiment: everything that is made from a config, validated once, before anything is written."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,19 +16,23 @@ from effv2_jax.learning.step import check_batch
 from effv2_jax.runtime.compiler import Compiler
 from effv2_jax.runtime.mesh import make_mesh
 
-CADENCES = ("log", "evaluate", "checkpoint")  # durations of the config: how often a run does what
+CADENCES = (
+    "log",
+    "evaluate",
+    "checkpoint",
+)  # the durations of the config that say how often a run logs, evaluates and saves
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a run is made of.
+    """The parts of a run.
 
     config: resolved and valid.
     sources: the training and the evaluation examples.
     curriculum: the stages.
     mesh: all devices.
     compiler: makes the initial state and the steps; knows model and optimizer.
-    cadences: steps between two log lines, evaluations and checkpoints, by the names of CADENCES.
+    cadences: name in CADENCES -> steps between two log lines, evaluations or checkpoints.
     """
 
     config: ConfigDict
@@ -43,23 +47,23 @@ class Experiment:
         return self.curriculum.total_steps
 
     def with_curriculum(self, curriculum: Curriculum) -> "Experiment":
-        """The experiment with other stages, such as those that a resumed run keeps."""
+        """The experiment with another curriculum, such as the one that a resumed run keeps."""
         return _make(self.config, self.sources, curriculum, self.mesh, self.compiler.log)
 
     def due(self, step: int) -> set[str]:
-        """The names of CADENCES that are due after `step`; all of them after the last step."""
+        """The names in CADENCES that are due after `step`; all of them after the last step."""
         return {name for name, every in self.cadences.items() if step % every == 0 or step == self.total_steps}
 
 
 def prepare(config: ConfigDict, log: Callable[[str], None] = lambda line: None) -> Experiment:
-    """Makes an experiment, and finds every fault of its config before anything is written.
+    """Makes an experiment; every fault of its config is an error here, before anything is written.
 
     Args:
       config: of the experiment, from `config.defaults`.
       log: called with a line for each compilation.
 
     Raises:
-      UserError: invalid fields, or data that are missing or do not fit the config.
+      UserError: invalid fields, or data that are missing or do not match the config.
     """
     check_ranges(config)
     sources = make_sources(config)

@@ -1,4 +1,4 @@
-"""The training run, top to bottom: `train` prepares, opens the workdir and resumes; `Run` is the loop."""
+"""The training run, top to bottom: `train` prepares, opens the workdir and resumes; `Run` is the training loop."""
 
 import contextlib
 import dataclasses
@@ -36,26 +36,26 @@ def train(
     wandb_project: str | None = None,
     profile: tuple[int, int] | None = None,
 ) -> Results:
-    """Trains as `config` says, from the newest intact checkpoint in `workdir` or from scratch.
+    """Trains an experiment, from the newest intact checkpoint in `workdir` or from scratch.
 
     Args:
       config: of the experiment.
-      workdir: for checkpoints and metrics, a local path or gs://; one process (group) at a time uses it.
-      force: resumes even if the checkpoint is another config's.
-      wandb_project: of Weights & Biases, for the metrics too; '' is its default, None no project.
-      profile: (steps done before the trace, steps to trace) into WORKDIR/profile.
+      workdir: for checkpoints and metrics, a local path or gs://; one run at a time uses it.
+      force: resumes even if the config conflicts with the run of the checkpoint.
+      wandb_project: of Weights & Biases, which gets the metrics too; '' selects its default, None disables it.
+      profile: (number of steps before the trace, number of steps to trace); the trace goes to WORKDIR/profile.
 
     Returns:
-      the last evaluation, as `evaluate.evaluate` gives it.
+      the last evaluation, as `evaluate.evaluate` returns it.
 
     Raises:
-      UserError: an invalid config or data, a workdir that is in use or cannot be written, checkpoints that are all
-        damaged or another config's, or a loss that is not finite.
-      Unavailable: other processes or a file system do not answer.
+      UserError: invalid config or data, a workdir that cannot be written, checkpoints that are all damaged or of
+        another config, or a loss that is not finite.
+      Unavailable: the workdir is in use, or other processes or a file system do not answer.
       Preempted: asked to exit, and saved.
     """
     workdir, stopwatch = epath.Path(workdir), Stopwatch()
-    with disk_errors(f"the run in '{workdir}' cannot go on"):
+    with disk_errors(f"the run in '{workdir}' cannot continue"):
         experiment = prepare(config, log)
         profiler = make_profiler(workdir, profile, experiment.total_steps)
         resuming = has_checkpoints(workdir / CHECKPOINTS)
@@ -68,7 +68,7 @@ def train(
                 state, progress = start_from(experiment.compiler.initial_state(), initial_weights), Progress(stopwatch)
             describe_run(config, experiment.curriculum, experiment.mesh, experiment.sources, state.params)
             writers = open_writers(workdir, config, state.params, progress.step, wandb_project)
-            # The input position is the step, so that state and position cannot disagree.
+            # The input position is the step, so state and position cannot disagree.
             source, curriculum = experiment.sources.train, experiment.curriculum
             batches = train_batches(source, config, curriculum, progress.step, **this_process())
             with contextlib.closing(batches), contextlib.closing(profiler):
@@ -114,7 +114,7 @@ class Run:
         compiler.prepare_after(stage)
         self._exit_if_asked()
         first_step = progress.step
-        # Implicit transfers would stall the device; put_batch and device_get are the explicit ones.
+        # Implicit transfers would stall the device; put_batch and device_get are explicit.
         with jax.transfer_guard("disallow"):
             while progress.step < stage.end_step:
                 with progress.stopwatch.measure("input"):
@@ -126,13 +126,13 @@ class Run:
                 arrays = put_batch({name: batch[name] for name in ("image", "label")}, self.experiment.mesh)
                 self.profiler.before_step(progress.step)
                 self.state, metrics = train_step(self.state, arrays)
-                progress.read_pending(self.checkpoints.latest)  # of the step before, while this one runs
+                progress.read_pending(self.checkpoints.latest)  # of the previous step, while this one runs
                 progress.add_step(stage, metrics)
                 self.profiler.after_step(progress.step, metrics)
                 self._run_hooks(stage)
 
     def _run_hooks(self, stage: Stage) -> None:
-        """What is due after a step, in this order: log, evaluate, save; and the exit, if one is asked for."""
+        """Does what is due after a step, in this order: log, exit if asked to, evaluate, save."""
         step, due = self.progress.step, self.experiment.due(self.progress.step)
         exiting = self.preemption.reached() and step < self.experiment.total_steps
         if not due and not exiting:
@@ -143,12 +143,12 @@ class Run:
             batch_size = self.experiment.config.global_batch_size
             self.writers.write_scalars(step, self.progress.report(stage, self.experiment.curriculum, batch_size))
         if exiting:
-            self._exit()  # there may be no time for an evaluation
+            self._exit()  # there may be no time left for an evaluation
         score = self._evaluate() if "evaluate" in due else None
         if "evaluate" in due or "checkpoint" in due:
             self._save(score)
         self.writers.flush()
-        if "evaluate" in due:  # it may have taken long
+        if "evaluate" in due:  # the evaluation may have taken long
             self._exit_if_asked()
 
     def _evaluate(self) -> float:
@@ -163,7 +163,7 @@ class Run:
         return score
 
     def _save(self, score: float | None) -> None:
-        self.writers.flush()  # before the checkpoint: the metrics that a restart finds reach up to its step
+        self.writers.flush()  # before the checkpoint, so that the metrics reach up to its step after a restart
         experiment, progress = self.experiment, self.progress
         with progress.stopwatch.measure("checkpoint"):
             identity = identity_of(experiment.config, experiment.curriculum, experiment.sources)
@@ -176,9 +176,8 @@ class Run:
 
     def _exit(self) -> NoReturn:
         """The one place where a run ends before its last step."""
-        self.progress.read_pending(
-            self.checkpoints.latest
-        )  # a step that is not finite must not be saved, nor its metrics lost
+        # A step that is not finite must not be saved, and no metrics must be lost.
+        self.progress.read_pending(self.checkpoints.latest)
         step, total_steps = self.progress.step, self.experiment.total_steps
         if step != self._saved_step:
             self.progress.evaluation_due = "evaluate" in self.experiment.due(step)
@@ -186,7 +185,7 @@ class Run:
         self.checkpoints.close()
         self.writers.close()
         outcome = f"saved step {step} of {total_steps}" if step else "no step was made yet"
-        raise Preempted(f"asked to leave: {outcome}; the same command goes on")
+        raise Preempted(f"asked to exit: {outcome}; the same command resumes")
 
     def _finish(self) -> Results:
         progress, total_steps = self.progress, self.experiment.total_steps

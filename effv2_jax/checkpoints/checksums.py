@@ -12,15 +12,15 @@ CHECKSUMS = "SHA256SUMS"
 _BLOCK = 1 << 22  # bytes read at a time
 
 
-def write_checksums(folder: epath.PathLike, leave_out: Collection[str] = ()) -> None:
-    """Writes `SHA256SUMS` for the files below `folder`, and has a local file system bring all of it to the disk.
+def write_checksums(folder: epath.PathLike, exclude: Collection[str] = ()) -> None:
+    """Writes `SHA256SUMS` for the files below `folder`, and syncs a local folder to the disk.
 
     Args:
-      folder: local, or anywhere that etils' epath reads.
-      leave_out: paths below it that may change later.
+      folder: local or remote.
+      exclude: paths below it that may change later.
     """
     folder = epath.Path(folder)
-    names = [name for name in _files(folder) if name not in leave_out]
+    names = [name for name in _files(folder) if name not in exclude]
     lines = [f"{_digest(folder / name, sync=True)}  {name}\n" for name in names]
     path = folder / CHECKSUMS
     path.write_text("".join(lines))
@@ -29,15 +29,15 @@ def write_checksums(folder: epath.PathLike, leave_out: Collection[str] = ()) -> 
             _sync(entry)
 
 
-def find_damage(folder: epath.PathLike, leave_out: Collection[str] = ()) -> list[str]:
-    """What is wrong with a folder that `write_checksums` has been through, a line a file; [] where it is sound.
+def find_damage(folder: epath.PathLike, exclude: Collection[str] = ()) -> list[str]:
+    """Compares the files of a folder with its `SHA256SUMS`; returns one line per fault, [] if it is intact.
 
     Args:
-      folder: that was given to `write_checksums`.
-      leave_out: what was left out then.
+      folder: as passed to `write_checksums`.
+      exclude: as passed to `write_checksums`.
 
     Raises:
-      OSError: a file cannot be read at all, which tells nothing about its content.
+      OSError: a file cannot be read at all, which says nothing about its content.
     """
     folder = epath.Path(folder)
     if not (folder / CHECKSUMS).exists():
@@ -45,13 +45,12 @@ def find_damage(folder: epath.PathLike, leave_out: Collection[str] = ()) -> list
     try:
         lines = (folder / CHECKSUMS).read_text().splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except ValueError:  # no text, or other lines
+    except ValueError:  # not text, or other lines
         return [f"{CHECKSUMS} is damaged"]
-    found = set(_files(folder)) - set(leave_out)
-    unknown = found - expected.keys()
-    missing = sorted(expected.keys() - found)
-    kept = sorted(expected.keys() & found)
-    damaged = [name for name in kept if _digest(folder / name) != expected[name]]
+    present = set(_files(folder)) - set(exclude)
+    unknown = present - expected.keys()
+    missing = sorted(expected.keys() - present)
+    damaged = [name for name in sorted(expected.keys() & present) if _digest(folder / name) != expected[name]]
     return (
         [f"{name} is missing" for name in missing]
         + [f"{name} is damaged" for name in damaged]
@@ -78,17 +77,17 @@ def _sync(path: epath.Path) -> None:
 
 
 def _files(folder: epath.Path, prefix: str = "") -> list[str]:
-    """Paths of the files below a folder, its checksums left out, in alphabetic order."""
-    found = []
+    """Sorted paths of the files below a folder, without its checksums."""
+    names = []
     for path in sorted(folder.iterdir()):
         name = f"{prefix}{path.name}"
-        found += _files(path, f"{name}/") if path.is_dir() else [name]
-    return [name for name in found if name != CHECKSUMS]
+        names += _files(path, f"{name}/") if path.is_dir() else [name]
+    return [name for name in names if name != CHECKSUMS]
 
 
 def _folders(folder: epath.Path, prefix: str = "") -> list[str]:
-    found = []
+    names = []
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            found += [f"{prefix}{path.name}", *_folders(path, f"{prefix}{path.name}/")]
-    return found
+            names += [f"{prefix}{path.name}", *_folders(path, f"{prefix}{path.name}/")]
+    return names

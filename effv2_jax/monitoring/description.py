@@ -1,4 +1,4 @@
-"""What a run is: its first log line, and the files that describe it in the workdir."""
+"""The description of a run: its first and last log lines, and the files in its workdir that describe it."""
 
 import json
 from typing import Any
@@ -16,13 +16,14 @@ from effv2_jax.monitoring.metrics import METRICS_FILE, Writers, make_writers
 from effv2_jax.monitoring.plots import draw_metrics
 from effv2_jax.monitoring.progress import Progress, describe_results, log, warnings_of
 from effv2_jax.monitoring.wandb_writer import WandbWriter
+from effv2_jax.network.types import PyTree
 
 CONFIG_FILE = "config.json"
 PARAMETERS_FILE = "parameters.txt"
 
 
-def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
-    """Logs what is about to run, and warnings about what is legal but rarely meant."""
+def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: PyTree) -> None:
+    """Logs network, data, length and devices of a run, and warnings about settings that are valid but rarely meant."""
     blocks = " with its own blocks" if config.model.blocks else ""
     log(
         f"{config.model.variant}{blocks}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
@@ -35,15 +36,17 @@ def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources
         log(f"WARNING: {warning}")
 
 
-def open_writers(workdir: epath.Path, config: ConfigDict, params: Any, step: int, wandb_project: str | None) -> Writers:
-    """Writes the config and the list of parameters, and opens the metric writers; nothing except on the first process.
+def open_writers(
+    workdir: epath.Path, config: ConfigDict, params: PyTree, step: int, wandb_project: str | None
+) -> Writers:
+    """Writes config and list of parameters, and opens the metric writers; does nothing except on the first process.
 
     Args:
       workdir: of the run.
       config: of the experiment.
-      params: the parameters.
+      params: the parameters of the network.
       step: at which the run starts or resumes.
-      wandb_project: of Weights & Biases; '' is its default, None no project.
+      wandb_project: of Weights & Biases; '' selects its default, None disables it.
     """
     if jax.process_index() != 0:
         return Writers([])
@@ -57,13 +60,13 @@ def open_writers(workdir: epath.Path, config: ConfigDict, params: Any, step: int
 
 
 def describe_end(progress: Progress, unreadable: dict[str, Any], workdir: epath.Path, checkpoints: epath.Path) -> None:
-    """Logs what a finished run has come to, and draws its metrics.
+    """Logs time and results of a finished run, and draws its metrics.
 
     Args:
       progress: at the last step.
-      unreadable: by split, a `data.pipeline.BrokenCounter`.
+      unreadable: split -> `data.pipeline.BrokenCounter`.
       workdir: of the run.
-      checkpoints: their folder.
+      checkpoints: the folder of its checkpoints.
     """
     log(f"finished {progress.step} steps in {progress.stopwatch.summary()}")
     if any(counter.count for counter in unreadable.values()):

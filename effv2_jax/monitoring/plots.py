@@ -13,7 +13,7 @@ PICTURE_FILE = "metrics.png"
 
 
 def draw_curriculum(curriculum: Curriculum, path: epath.PathLike, epochs_per_step: float) -> None:
-    """Draws image size and regularisation over epochs; the file's ending gives the format, such as .svg or .png."""
+    """Draws image size and regularisation over epochs; the file suffix, such as .svg or .png, sets the format."""
     from matplotlib.figure import Figure
 
     panels = {
@@ -38,7 +38,7 @@ def draw_curriculum(curriculum: Curriculum, path: epath.PathLike, epochs_per_ste
 
 
 def draw_metrics(workdir: epath.Path) -> epath.Path:
-    """Draws loss, accuracy, image size and learning rate over steps from the metrics file; returns the picture."""
+    """Draws loss, accuracy, image size and learning rate over steps from the metrics file; returns its path."""
     from matplotlib.figure import Figure
 
     records = read_metrics(workdir / METRICS_FILE)
@@ -67,7 +67,7 @@ def draw_metrics(workdir: epath.Path) -> epath.Path:
 
 
 def draw_rows(rows: Sequence[tuple[str, np.ndarray]], path: epath.PathLike) -> None:
-    """Draws rows of a title and pictures, uint8 [N, S, S, 3], all of one width whatever their sizes, pixel by pixel."""
+    """Draws rows of a title and pictures, uint8 [N, S, S, 3], scaled to one width without interpolation."""
     from matplotlib.figure import Figure
 
     columns = max(len(pictures) for _, pictures in rows)
@@ -81,7 +81,6 @@ def draw_rows(rows: Sequence[tuple[str, np.ndarray]], path: epath.PathLike) -> N
 
 
 def _save(figure: Any, path: epath.Path) -> None:
+    metadata = {"Date": None} if path.suffix == ".svg" else None  # equal files for equal figures
     with path.open("wb") as file:
-        figure.savefig(
-            file, format=path.suffix[1:], dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None
-        )
+        figure.savefig(file, format=path.suffix[1:], dpi=120, metadata=metadata)

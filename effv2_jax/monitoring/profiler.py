@@ -1,4 +1,4 @@
-"""A trace of some training steps, to be viewed in TensorBoard or XProf."""
+"""A trace of some training steps, for TensorBoard or XProf."""
 
 import contextlib
 import tempfile
@@ -17,12 +17,12 @@ PROFILE_FOLDER = "profile"  # in a workdir
 
 
 class Profiler:
-    """Traces the steps from `first_step` on, `num_steps` of them, as jax.profiler does.
+    """Traces `num_steps` training steps with jax.profiler.
 
     Args:
-      folder: where the trace goes, local or remote.
-      first_step: optimizer steps done before the trace begins.
-      num_steps: to trace, at least 1.
+      folder: of the trace, local or remote.
+      first_step: number of optimizer steps done before the trace begins.
+      num_steps: number of steps to trace, at least 1.
     """
 
     def __init__(self, folder: epath.Path, first_step: int, num_steps: int):
@@ -31,13 +31,13 @@ class Profiler:
         self._traces: contextlib.ExitStack | None = None
 
     def before_step(self, step: int) -> None:
-        """Begins the trace where `step` steps are done and the next one is the first to trace."""
+        """Begins the trace if the next step, after `step` steps, is the first to trace."""
         if step == self._start:
             self._traces = contextlib.ExitStack()
             self._traces.enter_context(_trace(self._folder))
 
     def after_step(self, step: int, outputs: Any) -> None:
-        """Ends the trace where `step` steps are done and it was the last to trace; waits for its outputs."""
+        """Waits for the outputs and ends the trace if the last step, number `step`, was the last to trace."""
         if self._traces is not None and step == self._end:
             jax.block_until_ready(outputs)
             self.close()
@@ -61,8 +61,8 @@ def make_profiler(workdir: epath.Path, profile: tuple[int, int] | None, total_st
     first_step, num_steps = profile
     if first_step < 0 or num_steps < 1 or first_step + num_steps > total_steps:
         raise UserError(
-            f"--profile={first_step},{num_steps} is not within the {total_steps} steps of the run; it is the number of "
-            "steps done before the trace, from 0, and the number of steps to trace, from 1"
+            f"--profile={first_step},{num_steps} is not within the {total_steps} steps of the run; pass the number of "
+            "steps before the trace (at least 0) and the number of steps to trace (at least 1)"
         )
     return Profiler(workdir / PROFILE_FOLDER, first_step, num_steps)
 

@@ -1,4 +1,4 @@
-"""The log lines of a run: speed, share of waiting for input, time to go."""
+"""How far a run is, and its log lines: metrics, speed, share of time spent waiting for input, remaining time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from effv2_jax.errors import UserError
 from effv2_jax.monitoring.stopwatch import Stopwatch, clock
 from effv2_jax.runtime.memory import memory_mib
 
-Results = dict[str, dict[str, float]]  # a set of weights -> its 'top1', 'top5', 'loss' and 'count'
+Results = dict[str, dict[str, float]]  # set of weights -> its 'top1', 'top5', 'loss' and 'count'
 
 
 def log(line: str) -> None:
-    """Prints a line, from the first process only."""
+    """Prints a line on the first process only."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is. A checkpoint saves it as it is, beside the training state.
+    """How far a run is. A checkpoint saves all of it, next to the training state.
 
     step: optimizer steps done.
     best: {'top1', 'step'} of the best evaluation so far, {} before the first.
@@ -41,60 +41,60 @@ class Progress:
     unreported: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._num_restored = len(self.unreported)  # another process spent the time of these steps
+        self._num_restored = len(self.unreported)  # another process spent the time for these steps
         self._reported_seconds = dict(self.stopwatch.seconds)
         self._pending: tuple[int, Stage, dict[str, jax.Array]] | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
+        """The fields, in types that JSON can hold."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"unreported": list(self.unreported), "stopwatch": dict(self.stopwatch.seconds)}
 
     @classmethod
     def from_record(cls, record: dict[str, Any], stopwatch: Stopwatch) -> "Progress":
-        """The inverse of `to_record`, but for the stopwatch; missing fields take their defaults."""
+        """The inverse of `to_record`, except for the stopwatch. Missing fields take their defaults."""
         names = {field.name for field in dataclasses.fields(cls)} - {"stopwatch"}
         return cls(stopwatch, **{name: record[name] for name in names if name in record})
 
     def add_step(self, stage: Stage, metrics: dict[str, jax.Array]) -> None:
-        """Counts a step that was dispatched; its metrics stay on the devices until `read_pending`."""
+        """Counts a dispatched step; its metrics stay on the devices until `read_pending`."""
         self.step += 1
         self._pending = self.step, stage, metrics
 
     def read_pending(self, last_saved: Callable[[], int | None]) -> None:
-        """Waits for the step that was added last, and observes its metrics. Arguments and errors of `observe`."""
+        """Waits for the last added step, and observes its metrics; arguments and errors as in `observe`."""
         if self._pending is not None:
             step, stage, metrics = self._pending
             self.observe(step, stage, jax.device_get(metrics), last_saved)
             self._pending = None
 
     def observe(self, step: int, stage: Stage, metrics: dict[str, Any], last_saved: Callable[[], int | None]) -> None:
-        """Takes the metrics of the step that made `step`.
+        """Adds the metrics of a step to `unreported`.
 
         Args:
-          step: optimizer steps done with it.
+          step: its number, from 1.
           stage: of the step.
-          metrics: as `learning.step.make_train_step` gives them, on the host.
-          last_saved: gives the step of the last checkpoint, or None.
+          metrics: of `learning.step.make_train_step`, on the host.
+          last_saved: returns the step of the last checkpoint, or None.
 
         Raises:
-          UserError: the loss or the gradients are not finite; names step, stage and checkpoint.
+          UserError: the loss or the gradients are not finite; the message names step, stage and checkpoint.
         """
         values = {name: value.item() for name, value in metrics.items()}
         if not values.pop("finite"):
             saved = last_saved()
-            kept = "no checkpoint was saved yet"
+            checkpoint = "no checkpoint was saved yet"
             if saved is not None:
-                kept = f"the last good checkpoint, step {saved}, is kept"
+                checkpoint = f"the last good checkpoint, step {saved}, is kept"
             raise UserError(
                 f"step {step} (stage {stage.index + 1}, {stage.image_size} px) is not finite: loss {values['loss']}, "
-                f"gradient norm {values['gradient_norm']}; {kept}. Try a lower "
+                f"gradient norm {values['gradient_norm']}; {checkpoint}. Try a lower "
                 "config.optimizer.learning_rate_per_256, a longer warm-up or config.optimizer.clip_norm"
             )
         self.unreported.append(values)
 
     def add_evaluation(self, results: Results) -> float:
-        """Takes the results of an evaluation at `step`; returns the score that chooses the best checkpoint."""
+        """Stores and logs the results of an evaluation at `step`; returns the score that ranks checkpoints."""
         self.results, self.evaluation_due = results, False
         score = results.get("ema", results["raw"])["top1"]
         if not self.best or score >= self.best["top1"]:
@@ -103,11 +103,11 @@ class Progress:
         return score
 
     def report(self, stage: Stage, curriculum: Curriculum, batch_size: int) -> dict[str, float]:
-        """Logs a line on the steps since the last one, and returns their mean metrics under 'train/'.
+        """Logs a line about the steps since the last such line; returns their means, memory and times for the metrics.
 
         Args:
           stage: of the last step.
-          curriculum: of the run, for the time to go.
+          curriculum: of the run, for the remaining time.
           batch_size: examples in one optimizer step.
         """
         self.stopwatch.charge("train")
@@ -121,7 +121,7 @@ class Progress:
         self.unreported, self._num_restored = [], 0
         per_device = images_per_second / jax.device_count()
         input_wait = spent["input"] / running
-        eta = _pixels_to_go(curriculum, self.step, batch_size) / (stage.image_size**2 * images_per_second)
+        eta = _remaining_pixels(curriculum, self.step, batch_size) / (stage.image_size**2 * images_per_second)
         log(
             f"step {self.step}/{curriculum.total_steps} stage {stage.index + 1}/{len(curriculum.stages)} "
             f"{stage.image_size} px | loss {means['loss']:.4f} accuracy {means['accuracy']:.1%} "
@@ -141,8 +141,8 @@ class Progress:
         )
 
 
-def _pixels_to_go(curriculum: Curriculum, step: int, batch_size: int) -> float:
-    """Pixels still to train on: an image costs as much as its area, so that the ETA holds across stages."""
+def _remaining_pixels(curriculum: Curriculum, step: int, batch_size: int) -> float:
+    """Pixels still to train on. The cost of an image is taken as its area, so that the ETA holds across stages."""
     return sum(
         max(stage.end_step - max(step, stage.start_step), 0) * batch_size * stage.image_size**2
         for stage in curriculum.stages
@@ -167,7 +167,7 @@ def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list
 
 
 def stage_waits(stage: Stage, seconds: dict[str, float]) -> dict[str, float]:
-    """The metrics of a stage's start: seconds spent on compilation and on the first batch."""
+    """The metrics of the start of a stage: seconds spent waiting for compilation and for the first batch."""
     waits = {f"stage/{cause}_wait_seconds": seconds[cause] for cause in ("compile", "input")}
     return waits | {"stage/number": stage.index + 1, "stage/image_size": stage.image_size}
 

@@ -15,7 +15,7 @@ def clock(seconds: float) -> str:
 
 
 class Stopwatch:
-    """Seconds by cause; runs from its making."""
+    """Seconds by cause, counted from its creation."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = collections.defaultdict(float)
@@ -26,12 +26,12 @@ class Stopwatch:
         return sum(self.seconds.values())
 
     def restore(self, seconds: dict[str, float], lost: float) -> None:
-        """Goes on from the seconds of a checkpoint; `lost` seconds of work after it were in vain."""
+        """Continues from the seconds of a checkpoint; `lost` seconds of work after it are charged to 'restart'."""
         self.seconds = collections.defaultdict(float, seconds)
         self.seconds["restart"] += lost
 
     def since(self, before: dict[str, float]) -> dict[str, float]:
-        """What was added to earlier `seconds`."""
+        """The seconds added since `before`, an earlier copy of `seconds`."""
         return collections.defaultdict(float, {name: now - before.get(name, 0) for name, now in self.seconds.items()})
 
     def charge(self, cause: str) -> None:
@@ -42,7 +42,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measure(self, cause: str, otherwise: str = "train") -> Iterator[None]:
-        """Charges what ran before to `otherwise`, and the block to `cause`."""
+        """Charges the time before the block to `otherwise`, and the block to `cause`."""
         self.charge(otherwise)
         try:
             yield
@@ -54,17 +54,17 @@ class Stopwatch:
         return f"{clock(self.total)} in all: " + ", ".join(parts)
 
     def scalars(self) -> dict[str, float]:
-        """For the metrics: {'time/train': seconds, ...}."""
+        """The seconds as metrics: {'time/train': seconds, ...}."""
         return {f"time/{cause}": spent for cause, spent in self.seconds.items()}
 
 
 def lost_seconds(records: list[dict[str, Any]], step: int, saved: dict[str, float]) -> float:
-    """Time spent after the checkpoint of `step` as far as the metrics tell, whose work is to be done again.
+    """Seconds of lost work: those after the checkpoint of `step`, as far as the metrics show.
 
     Args:
       records: of the metrics file.
       step: of the checkpoint.
-      saved: the stopwatch's seconds in it.
+      saved: the stopwatch's seconds in the checkpoint.
     """
     later = [record for record in records if record["step"] > step]
     totals = [sum(value for name, value in record.items() if name.startswith("time/")) for record in later]

@@ -1,7 +1,7 @@
 """The tables of `effv2 models` and `effv2 stages`, and the same content for `--json`.
 
-Tables are rich renderables, which rich shortens to the width of a terminal; `to_text` makes plain text that is never
-cut, for a pipe, a file or a narrow terminal.
+Tables are rich renderables, which rich fits to the width of a terminal. `to_text` makes plain text that is never cut,
+for a pipe, a file or a narrow terminal.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from effv2_jax.network.architecture import count_macs, count_parameters, count_v
 
 
 def empty_table(*headers: str) -> Table:
-    """An empty table: first column left, the others right, nothing shortened."""
+    """An empty table: the first column left-aligned, the others right-aligned, no cell shortened."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate(headers):
         table.add_column(Text(header), justify="right" if number else "left", vertical="bottom", no_wrap=True)
@@ -29,7 +29,7 @@ def empty_table(*headers: str) -> Table:
 
 
 def to_text(renderable: RenderableType) -> str:
-    """The renderable without colours and as wide as it needs to be: models 82 columns, stages 100."""
+    """The renderable without colours and as wide as needed: at most 82 columns for models, 100 for stages."""
     console = Console(file=io.StringIO(), width=1000, color_system=None, force_terminal=False, _environ={})
     with console.capture() as capture:
         console.print(renderable)
@@ -37,7 +37,7 @@ def to_text(renderable: RenderableType) -> str:
 
 
 def models_json(names: Sequence[str], num_classes: int = 1000) -> list[dict[str, Any]]:
-    """One dictionary a variant: counts are whole numbers, sizes pixels, top-1 percent or None.
+    """One dictionary per variant: counts are integers, sizes are in pixels, top-1 is in percent or None.
 
     Raises:
       UserError: an unknown name.
@@ -65,7 +65,7 @@ def models_json(names: Sequence[str], num_classes: int = 1000) -> list[dict[str,
 
 
 def models_table(names: Sequence[str], num_classes: int = 1000) -> RenderableType:
-    """A line a variant, parameters in millions; the letter behind a published top-1 refers to its source below.
+    """One line per variant, parameters in millions; the letter after a published top-1 refers to its source below.
 
     Raises:
       UserError: an unknown name.
@@ -93,11 +93,11 @@ def models_table(names: Sequence[str], num_classes: int = 1000) -> RenderableTyp
 
 
 def stages_json(curriculum: Curriculum, config: ConfigDict, num_examples: int) -> dict[str, Any]:
-    """The run and a dictionary a stage: the fields of `Stage`, its steps, epochs, images a step and relative cost.
+    """The run, and one dictionary per stage: the fields of `Stage`, steps, epochs, images per step and relative cost.
 
     Args:
       curriculum: `make_curriculum(config, num_examples)`.
-      config: the whole experiment's.
+      config: of the experiment.
       num_examples: training examples in an epoch.
     """
     batch_size, cost = config.global_batch_size, relative_cost(curriculum)
@@ -127,18 +127,18 @@ def stages_json(curriculum: Curriculum, config: ConfigDict, num_examples: int) -
 
 
 def stages_table(curriculum: Curriculum, config: ConfigDict, num_examples: int) -> RenderableType:
-    """A line a stage; below it, what the run costs against one at the largest size throughout.
+    """One line per stage; below it the cost of the run, relative to a run at the largest size throughout.
 
-    Steps count from 0 and a stage ends before its 'to'. RandAugment is '-' where the input pipeline does not use it.
-    The images of a step are 'micro-batches x images' where gradients are accumulated. Arguments as in `stages_json`.
+    Steps count from 0, and a stage ends before its 'to'. RandAugment is '-' if the input pipeline does not use it. The
+    images of a step are 'micro-batches x images' if gradients are accumulated. Arguments as in `stages_json`.
     """
     run = stages_json(curriculum, config, num_examples)
-    remat = any(stage["remat"] for stage in run["stages"])
+    show_remat = any(stage["remat"] for stage in run["stages"])
     headers = ("from\nstep", "to", "steps", "epochs", "size", "Rand\nAug", "mixup", "cut\nmix", "drop\nout")
-    table = empty_table("stage", *headers, "survi\nval", "images\na step", "cost", *["remat"] * remat)
+    table = empty_table("stage", *headers, "survi\nval", "images\n/step", "cost", *(["remat"] if show_remat else []))
     for stage in run["stages"]:
         parts = stage["accumulation_steps"]
-        table.add_row(
+        row = [
             str(stage["index"] + 1),
             str(stage["start_step"]),
             str(stage["end_step"]),
@@ -152,8 +152,10 @@ def stages_table(curriculum: Curriculum, config: ConfigDict, num_examples: int) 
             f"{stage['survival_probability']:.2f}",
             str(stage["images_per_step"]) if parts == 1 else f"{parts} x {stage['images_per_micro_batch']}",
             f"{stage['relative_cost']:.3f}",
-            *["yes" if stage["remat"] else "no"] * remat,
-        )
+        ]
+        if show_remat:
+            row.append("yes" if stage["remat"] else "no")
+        table.add_row(*row)
     notes = (
         f"recipe '{run['recipe']}': {run['total_steps']} steps, {run['total_epochs']:.1f} epochs of "
         f"{num_examples} examples",

@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, beside those in the workdir. A training goes on whatever happens there."""
+"""Metrics to Weights & Biases, in addition to those in the workdir. A failure there does not stop the training."""
 
 import importlib.util
 import uuid
@@ -14,26 +14,26 @@ from effv2_jax.files import is_remote, write_atomically
 from effv2_jax.monitoring.progress import log
 
 ID_FILE = "wandb_id.txt"
-# For the last uploads. Other processes wait SHUTDOWN_TIMEOUT (cli) for this one to exit, and a preempted machine is
-# gone soon after that. What is not sent stays in the workdir.
+# Time for the last uploads. Other processes wait SHUTDOWN_TIMEOUT (cli) for this one to exit, and a preempted machine
+# stops soon after that. Metrics that are not sent stay in the workdir.
 FINISH_SECONDS = 15.0
 
 
 def check_installed() -> None:
-    """Raises UserError where the package is not."""
+    """Raises UserError if the package `wandb` is not installed."""
     if importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs the package wandb: pip install 'effv2_jax[wandb]'")
 
 
 class WandbWriter:
-    """One run of Weights & Biases a workdir, which goes on when the training does; of one process.
+    """One W&B run per workdir, which a resumed training resumes too. Used by one process only.
 
-    After the first failure it says so once and writes no more.
+    At the first failure it logs a warning and stops writing.
 
     Args:
-      workdir: keeps the run's id and, where it is local, its files in wandb/.
+      workdir: holds the run's id and, if it is local, its files in wandb/.
       config: of the experiment.
-      project: '' is WANDB_PROJECT's, or else W&B's own choice.
+      project: '' selects the project in WANDB_PROJECT, or else W&B's default.
     """
 
     def __init__(self, workdir: epath.Path, config: ConfigDict, project: str):
@@ -50,11 +50,11 @@ class WandbWriter:
             resume="allow",
             name=workdir.name,
             config=to_dict(config),
-            allow_val_change=True,  # what may change between two starts does
+            allow_val_change=True,  # the fields that may change on a resume
             dir=None if is_remote(workdir) else str(workdir),
             settings=wandb.Settings(finish_timeout=FINISH_SECONDS),
         )
-        # W&B takes no step again. A run that goes on from a checkpoint repeats some, with the same values.
+        # W&B rejects steps that it has. A resumed training repeats some of them, with the same values.
         self._first_step = self._run.step
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -62,7 +62,7 @@ class WandbWriter:
             self._try(lambda: self._run.log({name: float(value) for name, value in scalars.items()}, step=step))
 
     def flush(self) -> None:
-        """Nothing: W&B sends in the background."""
+        """Does nothing: W&B sends in the background."""
 
     def close(self) -> None:
         if self._run is not None:
@@ -71,16 +71,16 @@ class WandbWriter:
     def _try(self, call: Callable[[], Any]) -> None:
         try:
             call()
-        except Exception as error:  # of its own, of the network, of a disk
+        except Exception as error:  # of W&B, of the network or of a disk
             self._run = None
-            log(f"WARNING: Weights & Biases fails, the training goes on without it: {one_line(error)}")
+            log(f"WARNING: Weights & Biases failed, the training continues without it: {one_line(error)}")
 
 
 def _id_of(workdir: epath.Path) -> str:
-    """The id of the run, made at its first start."""
+    """The id of the W&B run, created at the first start."""
     path = workdir / ID_FILE
-    if path.exists() and (known := path.read_text().strip()):
-        return known
-    made = uuid.uuid4().hex[:12]
-    write_atomically(path, made.encode())
-    return made
+    if path.exists() and (known_id := path.read_text().strip()):
+        return known_id
+    new_id = uuid.uuid4().hex[:12]
+    write_atomically(path, new_id.encode())
+    return new_id

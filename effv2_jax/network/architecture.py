@@ -1,9 +1,9 @@
-"""The networks as data: block tables of every variant, their scaling, and counts of parameters and MACs. No JAX.
+"""The networks as data: block tables of all variants, scaling, and counts of parameters and MACs. Imports no JAX.
 
 Block strings, multipliers, sizes and dropout rates: google/automl `efficientnetv2/effnetv2_configs.py` at 6a54c87. The
-placement ablation: paper (arXiv 2104.00298), Table 3. In the notation `r2_k3_s2_e4_i24_o48_se0.25_c1`, r is repeats, k
-kernel size, s stride of the first repeat, e expand ratio, i and o input and output filters, se the squeeze-excite ratio
-(of the block's input filters), and c1 makes it Fused-MBConv.
+placement ablation: paper (arXiv 2104.00298), Table 3. In the notation `r2_k3_s2_e4_i24_o48_se0.25_c1`, r is the number
+of repeats, k the kernel size, s the stride of the first repeat, e the expand ratio, i and o the input and output
+filters, se the squeeze-excite ratio (of the block's input filters), and c1 selects Fused-MBConv.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Block:
     expand_ratio: int
     input_filters: int
     output_filters: int
-    se_ratio: float = 0.0  # 0 is no squeeze-excite
+    se_ratio: float = 0.0  # 0: no squeeze-excite
 
     @property
     def has_residual(self) -> bool:
@@ -40,25 +40,25 @@ class Block:
 
     @property
     def se_filters(self) -> int:
-        """Channels between the two squeeze-excite convolutions, a share of the block's input; 0 without it."""
+        """Channels between the two squeeze-excite convolutions, a fraction of the block's input; 0 without them."""
         return max(1, int(self.input_filters * self.se_ratio)) if self.se_ratio else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A scaled network: stem, blocks one by one in order (repeats expanded), head, and its released settings."""
+    """A scaled network: stem, every block in order (repeats expanded), head, and its released settings."""
 
     name: str
     family: str  # 'efficientnetv2', 'efficientnet' (V1) or 'fused-placement' (paper, Table 3)
     stem_filters: int
     head_filters: int
     blocks: tuple[Block, ...]
-    train_size: int  # pixels; the largest of the released progressive schedule
+    train_size: int  # pixels; the largest size of the released progressive schedule
     evaluation_size: int  # pixels
     dropout_rate: float  # before the classifier, as released
     normalization: str  # of the released weights: 'v2' or 'imagenet', as config.data.normalization
     interpolation: str  # of the released input pipeline: 'bilinear' or 'bicubic'
-    published_top1: float | None  # ImageNet validation, percent; None for a table or multipliers of one's own
+    published_top1: float | None  # ImageNet validation, percent; None for custom blocks or multipliers
     published_source: str
 
 
@@ -136,7 +136,7 @@ _V1_PREPROCESSING = ("imagenet", "bicubic")
 
 
 def _fused(first: int, last: int, *, kernel_size: int = 0, squeeze_excite: bool = False) -> tuple[str, ...]:
-    """V1's table with Fused-MBConv in the stages first..last, counted from 1; kernel_size 0 keeps each stage's."""
+    """V1's table with Fused-MBConv in stages first to last, counted from 1; kernel_size 0 keeps each stage's own."""
     stages = list(_V1)
     for index in range(first - 1, last):
         stage = re.sub(r"_k\d", f"_k{kernel_size}", stages[index]) if kernel_size else stages[index]
@@ -168,8 +168,8 @@ def _variants() -> dict[str, _Variant]:
         "b7": (2.0, 3.1, 600, 0.5, 84.7, "paper, Table 7"),
     }
     # Table 3 prints labels and counts, no block tables. These reproduce its parameters (19.3, 20.0, 43.4 and 132.0
-    # million) to the printed digit and its FLOPs (4.5, 7.5, 21.3 and 34.4 billion) within 3 %; fusing every stage that
-    # a label names, each with its own kernel, gives neither.
+    # million) to the printed digit and its FLOPs (4.5, 7.5, 21.3 and 34.4 billion) within 3 %. Fusing every stage that
+    # a label names, each with its own kernel, matches neither.
     placement = {
         "none": (_V1, 82.8),
         "1-3": (_fused(1, 3, kernel_size=3, squeeze_excite=True), 83.1),
@@ -189,8 +189,8 @@ def _variants() -> dict[str, _Variant]:
         table[f"efficientnet-{size}"] = _Variant(
             "efficientnet", _V1, width, depth, *sizes, dropout_rate, top1, source, _V1_PREPROCESSING
         )
-    # Published weights of V1-B3 have 24 filters after stage 1: the first release did not round below 90 %. By
-    # automl's rule they are 16; no other variant differs.
+    # The published weights of V1-B3 have 24 filters after stage 1: the first release did not round down by more than
+    # 10 %. automl's rule gives 16. No other variant differs.
     table["efficientnet-b3-original"] = dataclasses.replace(
         table["efficientnet-b3"], blocks=(_V1[0].replace("o16", "o20"), _V1[1].replace("i16", "i20"), *_V1[2:])
     )
@@ -209,11 +209,11 @@ _VARIANTS = _variants()
 
 
 def names() -> tuple[str, ...]:
-    """Every variant's name, V2 first."""
+    """The names of all variants, V2 first."""
     return tuple(_VARIANTS)
 
 
-# Field of a block string: (conversion, what is allowed, test)
+# Field of a block string: (conversion, allowed values, test)
 _FIELDS: dict[str, tuple[Callable[[str], float], str, Callable[[float], bool]]] = {
     "r": (int, "a whole number from 1 (repeats)", lambda value: value >= 1),
     "k": (int, "a whole number from 1 (kernel size)", lambda value: value >= 1),
@@ -228,7 +228,7 @@ _REQUIRED = ("r", "k", "s", "e", "i", "o")
 
 
 def _parse(text: str) -> dict[str, float]:
-    """The fields of one block string; raises UserError that lists everything wrong with it."""
+    """The fields of one block string; raises UserError that lists all its faults."""
     fields: dict[str, float] = {"c": 0, "se": 0.0}
     seen: set[str] = set()
     problems = []
@@ -252,13 +252,13 @@ def _parse(text: str) -> dict[str, float]:
     problems += [f"'{key}' is missing: {_FIELDS[key][1]}" for key in _REQUIRED if key not in seen]
     if problems:
         raise UserError(
-            f"block string '{text}': {'; '.join(problems)}. A right one is 'r2_k3_s2_e4_i24_o48_c1' or 'r6_..._se0.25'"
+            f"block string '{text}': {'; '.join(problems)}. Valid ones are 'r2_k3_s2_e4_i24_o48_c1' and 'r6_..._se0.25'"
         )
     return fields
 
 
 def _round_filters(filters: float, width: float) -> int:
-    """Scaled and rounded to the nearest multiple of 8, at least 8 (automl: no 'not below 90 %' correction)."""
+    """Scales, then rounds to the nearest multiple of 8, at least 8 (as automl: no limit on rounding down)."""
     return max(8, int(filters * width + 4) // 8 * 8)
 
 
@@ -285,29 +285,29 @@ def _unroll(strings: Sequence[str], width: float, depth: float) -> tuple[Block, 
 
 
 def get_architecture(name: str, *, blocks: Sequence[str] = (), width: float = 0.0, depth: float = 0.0) -> Architecture:
-    """The variant `name`, or its stem, head and settings around a block table or multipliers of one's own.
+    """The variant `name`, or its stem, head and settings with custom blocks or multipliers.
 
-    Filters (also those of a table of one's own) are scaled by `width` and rounded to multiples of 8, repeats are scaled
-    by `depth` and rounded up; the head has 1280 filters before scaling, the stem the first block's input filters.
+    `width` scales filters, custom ones too, rounded to multiples of 8; `depth` scales repeats, rounded up. Before
+    scaling the head has 1280 filters, and the stem has the first block's input filters.
 
     Args:
       name: one of `names()`.
-      blocks: block strings in the released notation, one a stage; () is the variant's table.
-      width: multiplies filters; 0 is the variant's multiplier.
-      depth: multiplies repeats; 0 is the variant's multiplier.
+      blocks: block strings in the released notation, one per stage; () selects the variant's table.
+      width: multiplies filters; 0 selects the variant's multiplier.
+      depth: multiplies repeats; 0 selects the variant's multiplier.
 
     Raises:
       UserError: an unknown name, a malformed block string, or a negative multiplier.
     """
     check_known("config.model.variant", name, _VARIANTS)
     if isinstance(blocks, str) or not all(isinstance(text, str) for text in blocks):
-        raise UserError(f"model.blocks needs a tuple of block strings, one a stage, not {blocks!r}")
+        raise UserError(f"model.blocks needs a tuple of block strings, one per stage, not {blocks!r}")
     for field, value in (("width", width), ("depth", depth)):
         if not (0 <= value < math.inf):
             raise UserError(f"model.{field} is {value}; it needs a positive multiplier, or 0 for the variant's")
     variant = _VARIANTS[name]
     strings = tuple(blocks) or variant.blocks
-    own = strings != variant.blocks or width not in (0, variant.width) or depth not in (0, variant.depth)
+    customized = strings != variant.blocks or width not in (0, variant.width) or depth not in (0, variant.depth)
     width = width or variant.width
     unrolled = _unroll(strings, width, depth or variant.depth)
     return Architecture(
@@ -321,8 +321,8 @@ def get_architecture(name: str, *, blocks: Sequence[str] = (), width: float = 0.
         dropout_rate=variant.dropout_rate,
         normalization=variant.preprocessing[0],
         interpolation=variant.preprocessing[1],
-        published_top1=None if own else variant.published_top1,
-        published_source="" if own else variant.published_source,
+        published_top1=None if customized else variant.published_top1,
+        published_source="" if customized else variant.published_source,
     )
 
 
@@ -333,7 +333,7 @@ class _Convolution:
     input_filters: int
     output_filters: int
     depthwise: bool = False
-    on_pooled: bool = False  # squeeze-excite: one pixel, with bias and without batch norm
+    on_pooled: bool = False  # squeeze-excite: on one pixel, with bias and without batch norm
 
     @property
     def weights(self) -> int:
@@ -376,7 +376,7 @@ def count_parameters(arch: Architecture, num_classes: int = 1000) -> int:
 
 
 def count_variables(arch: Architecture, num_classes: int = 1000) -> int:
-    """Trainable parameters and batch norm's running mean and variance (Keras' `count_params()`)."""
+    """Trainable parameters and batch norm's running mean and variance, as Keras's `count_params()`."""
     normalized = sum(conv.output_filters for conv in _all_convolutions(arch) if not conv.on_pooled)
     return count_parameters(arch, num_classes) + 2 * normalized
 
@@ -384,7 +384,8 @@ def count_variables(arch: Architecture, num_classes: int = 1000) -> int:
 def count_macs(arch: Architecture, image_size: int, num_classes: int = 1000) -> int:
     """Multiply-accumulates of convolutions and classifier for one square image of `image_size` pixels.
 
-    Convolutions use SAME padding, so a stride of 2 halves a size rounded up. Norm, activation and pooling do not count.
+    Convolutions use SAME padding, so a stride of 2 halves a size, rounded up. Norm, activation and pooling are not
+    counted.
     """
     macs = arch.head_filters * num_classes
     size = image_size

@@ -1,9 +1,10 @@
-"""Convolutions and batch norm as what XLA's CPU backend runs fast, gradients included.
+"""Convolutions and batch norm in forms that XLA's CPU backend runs fast, with their gradients.
 
-That backend runs a grouped convolution one channel at a time, and multiplies by the zeros that the gradient of a
-strided convolution has between its pixels. It fuses what made an operand into each of its readers, and so computes it
-again for each: a depthwise convolution for every sum that batch norm takes of it, SiLU pixel by pixel in the order of a
-transposed copy. `lax.optimization_barrier` is gone before it fuses; a function that may not be inlined stays apart.
+The backend runs a grouped convolution one channel at a time. In the gradient of a strided convolution it multiplies by
+the zeros between the pixels. It fuses the computation of an operand into each of its readers, and so repeats it for
+each reader: a depthwise convolution for every sum that batch norm takes of it, SiLU pixel by pixel in the order of a
+transposed copy. It removes `lax.optimization_barrier` before it fuses, but a function marked as not inlineable stays
+separate.
 """
 
 import functools
@@ -16,14 +17,14 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
-# The convolutions that are left are faster by Eigen than by YNNPACK, which takes them by default.
+# The remaining convolutions run faster with Eigen than with YNNPACK, the default.
 _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 Pads = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
 _ROWS_AND_COLUMNS = (1, 2)
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-    """Of `jax.jit`, for programs of this network on 'cpu', 'tpu', ...; none where the compiler does not know them."""
+    """Options of `jax.jit` for programs of this network on 'cpu', 'tpu', ...; {} if the compiler rejects them."""
     return _known_options() if platform == "cpu" else {}
 
 
@@ -32,13 +33,13 @@ def _known_options() -> dict[str, Any]:
     try:
         device = jax.local_devices(backend="cpu")[0]
         jax.jit(jnp.negative, compiler_options=_OPTIONS).lower(jax.device_put(1.0, device)).compile()
-    except Exception:  # of another version's compiler, of no class of its own
+    except Exception:  # another version's compiler does not know them; the error has no class of its own
         return {}
     return dict(_OPTIONS)
 
 
 def no_fusion(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The function of arrays, which XLA fuses with nothing around it; other arguments are keywords, and hashable."""
+    """The same function of arrays, kept out of XLA's fusions. Other arguments are keywords and hashable."""
 
     def call(*arrays: Array, **static: Any) -> Array:
         with set_xla_metadata(inlineable="false"):
@@ -66,10 +67,10 @@ def _pointwise_backward(saved: tuple[Array, Array], dy_BxHxWxO: Array) -> tuple[
     x_BxHxWxI, kernel = saved
     dx = jnp.einsum("bhwo,io->bhwi", dy_BxHxWxO, kernel)
     x_NxI, dy_NxO = (pixels.reshape(-1, pixels.shape[-1]) for pixels in (x_BxHxWxI, dy_BxHxWxO))
-    # The left operand of a product over all pixels has to be transposed: let it be the narrower one.
+    # A product over all pixels needs its left operand transposed, so the narrower operand goes left.
     if kernel.shape[0] <= kernel.shape[1]:
         return dx, _transposed(x_NxI, order=(1, 0)) @ dy_NxO
-    # Without the barrier XLA makes one product of two transposed operands of it, which is slow.
+    # Without the barrier XLA makes it one product of two transposed operands, which is slow.
     return dx, lax.optimization_barrier(_transposed(dy_NxO, order=(1, 0)) @ x_NxI).T
 
 
@@ -85,7 +86,7 @@ def spatial_convolution(x_BxHxWxI: Array, kernel_KxKxIxO: Array, stride: int, pa
 def convolve(
     x_BxHxWxI: Array, kernel_KxKxIxO: Array, stride: int, pads: Pads, dilation: int = 1, groups: int = 1
 ) -> Array:
-    """One operation of XLA, `conv_general_dilated`, with its own gradients."""
+    """One XLA operation, `conv_general_dilated`, with JAX's own gradients."""
     return lax.conv_general_dilated(
         x_BxHxWxI,
         kernel_KxKxIxO,
@@ -106,23 +107,24 @@ def _spatial_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: A
     dx = _spatial_input_gradient(x.shape, kernel, stride, pads, dy)
     (top, bottom), (left, right) = pads
     size, _, inputs, outputs = kernel.shape
-    # The sums over pixels and examples are a convolution of one operand, its channels as examples, with the other one.
+    # The gradient of the kernel, a sum over pixels and examples, is a convolution of one operand, its channels in the
+    # place of examples, with the other operand.
     channels_first, examples_third = (3, 1, 2, 0), (1, 2, 0, 3)
-    if stride == 1 and outputs < inputs:  # what a window moves over is read K * K times: let it be the narrower one
+    if stride == 1 and outputs < inputs:  # the operand under the moving window is read K * K times: the narrower one
         moved, still = _transposed(dy, order=channels_first), _transposed(x, order=examples_third)
         mirrored = ((size - 1 - top, size - 1 - bottom), (size - 1 - left, size - 1 - right))
         return dx, convolve(moved, still, 1, mirrored)[:, ::-1, ::-1].transpose(1, 2, 3, 0)
     moved, still = _transposed(x, order=channels_first), _transposed(dy, order=examples_third)
-    # Rows and columns at the end that no stride reaches are left out.
-    below, beside = (
+    # The last rows and columns, which no stride reaches, are cut off.
+    pad_below, pad_right = (
         (count - 1) * stride + size - length - before
         for count, length, (before, _) in zip(dy.shape[1:3], x.shape[1:3], pads, strict=True)
     )
-    return dx, convolve(moved, still, 1, ((top, below), (left, beside)), stride).transpose(1, 2, 0, 3)
+    return dx, convolve(moved, still, 1, ((top, pad_below), (left, pad_right)), stride).transpose(1, 2, 0, 3)
 
 
 def _spatial_input_gradient(shape: tuple[int, ...], kernel: Array, stride: int, pads: Pads, dy_BxHxWxO: Array) -> Array:
-    """One convolution of dy for all stride * stride phases of the pixels, each of which meets its own share of taps."""
+    """One convolution of dy for all stride * stride phases of the pixels; each phase has its own subset of the taps."""
     batch, height, width, inputs = shape
     size, outputs = len(kernel), kernel.shape[-1]
     taps = -(-size // stride)
@@ -131,8 +133,8 @@ def _spatial_input_gradient(shape: tuple[int, ...], kernel: Array, stride: int, 
     phases = phases.reshape(taps, stride, taps, stride, inputs, outputs)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     (top, _), (left, _) = pads
     rows, columns = -(-(height + top) // stride), -(-(width + left) // stride)
-    around = ((taps - 1, rows - dy_BxHxWxO.shape[1]), (taps - 1, columns - dy_BxHxWxO.shape[2]))
-    dx = convolve(dy_BxHxWxO, phases.reshape(taps, taps, outputs, -1), 1, around)
+    padding = ((taps - 1, rows - dy_BxHxWxO.shape[1]), (taps - 1, columns - dy_BxHxWxO.shape[2]))
+    dx = convolve(dy_BxHxWxO, phases.reshape(taps, taps, outputs, -1), 1, padding)
     dx = dx.reshape(batch, rows, columns, stride, stride, inputs).transpose(0, 1, 3, 2, 4, 5)
     dx = dx.reshape(batch, rows * stride, columns * stride, inputs)
     return dx[:, top : top + height, left : left + width]
@@ -148,12 +150,12 @@ def depthwise_convolution(x_BxHxWxC: Array, kernel_KxKxC: Array, stride: int, pa
 
 
 def _pad(x: Array, pads: Pads) -> Array:
-    # With the barrier XLA pads in the pass that computes x.
+    # With the barrier XLA pads in the same pass that computes x.
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
 def _shifts(padded: Array, size: int, stride: int) -> list[list[Array]]:
-    """[i][j]: the pixels that element (i, j) of a kernel meets."""
+    """[i][j]: the pixels that element (i, j) of a kernel is multiplied with."""
     height, width = ((length - size) // stride + 1 for length in padded.shape[1:3])
     rows, columns = (
         [slice(first, first + (count - 1) * stride + 1, stride) for first in range(size)] for count in (height, width)
@@ -176,20 +178,20 @@ def _depthwise_forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tupl
 def _depthwise_backward(stride: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     padded, kernel = saved
     size = len(kernel)
-    # dx: dy, with stride - 1 zeros between its pixels, meets the mirrored kernel.
-    around = []
+    # dx: the mirrored kernel slides over dy, which has stride - 1 zeros between its pixels.
+    padding = []
     for length, count, (before, after) in zip(padded.shape[1:3], dy.shape[1:3], pads, strict=True):
         left = size - 1 - before
-        around.append((left, length - before - after + size - 1 - left - ((count - 1) * stride + 1), stride - 1))
-    spread = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *around, (0, 0, 0)))
-    dx = no_fusion(_sum_of_shifts)(spread, kernel[::-1, ::-1], stride=1)
+        padding.append((left, length - before - after + size - 1 - left - ((count - 1) * stride + 1), stride - 1))
+    dilated = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *padding, (0, 0, 0)))
+    dx = no_fusion(_sum_of_shifts)(dilated, kernel[::-1, ::-1], stride=1)
     sums_BxKxKxC = _sums_of_products(padded, dy, size=size, stride=stride)
-    return dx, sums_BxKxKxC.sum(0).astype(kernel.dtype)  # out here devices exchange it with all other sums
+    return dx, sums_BxKxKxC.sum(0).astype(kernel.dtype)  # outside, so that devices exchange it with all other sums
 
 
 @no_fusion
 def _sums_of_products(padded: Array, dy: Array, *, size: int, stride: int) -> Array:
-    """[B, K, K, C] in float32: all sums over pixels in one pass, which XLA would read once for each."""
+    """[B, K, K, C] in float32: all sums over pixels in one pass over the operands, instead of one pass per sum."""
     products = [(shift * dy).astype(jnp.float32) for row in _shifts(padded, size, stride) for shift in row]
     zeros = (jnp.zeros((), jnp.float32),) * len(products)
     sums_BxC = lax.reduce(tuple(products), zeros, lambda a, b: tuple(map(jnp.add, a, b)), _ROWS_AND_COLUMNS)
@@ -203,10 +205,10 @@ depthwise_convolution.defvjp(_depthwise_forward, _depthwise_backward)
 def normalize_groups(
     x_GxNxHxWxC: Array, scale_C: Array, bias_C: Array, epsilon: float, activate: bool, dtype: Any
 ) -> tuple[Array, Array, Array]:
-    """(batch norm of each group with SiLU after it where `activate`, mean [G, C], variance [G, C]).
+    """(batch norm of each group, followed by SiLU if `activate`; mean [G, C]; variance [G, C]).
 
-    What the backward pass needs of SiLU is computed again from x, which is cheaper than to keep it; no gradient flows
-    through the two statistics.
+    The backward pass recomputes SiLU from x, which is cheaper than storing it. No gradient flows through the two
+    statistics.
     """
     return _normalize_forward(x_GxNxHxWxC, scale_C, bias_C, epsilon, activate, dtype)[0]
 
@@ -214,14 +216,15 @@ def normalize_groups(
 def group_moments(x_GxNxHxWxC: Array) -> tuple[Array, Array]:
     """Mean and variance [G, C] in float32.
 
-    One pass over x, as the released TPU batch norm does; rounding may leave a tiny negative number.
+    One pass over x, as the released TPU batch norm does. The difference may round to a tiny negative number, hence the
+    maximum with 0.
     """
     x = x_GxNxHxWxC.astype(jnp.float32)
     mean = x.mean((1, 2, 3))
     return mean, jnp.maximum(lax.square(x).mean((1, 2, 3)) - lax.square(mean), 0)
 
 
-def _spread(values_GxC: Array) -> Array:
+def _per_channel(values_GxC: Array) -> Array:
     return values_GxC[:, None, None, None]
 
 
@@ -230,7 +233,7 @@ def _normalize_forward(
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     mean, var = group_moments(x)
     inverse = lax.rsqrt(var + epsilon)
-    z = x.astype(jnp.float32) * _spread(scale * inverse) + _spread(bias - mean * scale * inverse)
+    z = x.astype(jnp.float32) * _per_channel(scale * inverse) + _per_channel(bias - mean * scale * inverse)
     y = (jax.nn.silu(z) if activate else z).astype(dtype)
     return (y, mean, var), (x, scale, bias, mean, inverse)
 
@@ -238,11 +241,11 @@ def _normalize_forward(
 def _normalize_backward(
     epsilon: float, activate: bool, dtype: Any, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
-    x_, scale, bias, mean, inverse = saved
-    x, dz = x_.astype(jnp.float32), cotangents[0].astype(jnp.float32)
+    saved_x, scale, bias, mean, inverse = saved
+    x, dz = saved_x.astype(jnp.float32), cotangents[0].astype(jnp.float32)
     factor = scale * inverse
     if activate:
-        z = x * _spread(factor) + _spread(bias - mean * factor)
+        z = x * _per_channel(factor) + _per_channel(bias - mean * factor)
         gate = jax.nn.sigmoid(z)
         dz = dz * gate * (1 + z * (1 - gate))
     dbias = dz.sum((1, 2, 3))
@@ -251,8 +254,8 @@ def _normalize_backward(
     count = x.size / mean.size
     slope = -factor * inverse * dscale / count
     offset = -factor * dbias / count - slope * mean
-    dx = dz * _spread(factor) + x * _spread(slope) + _spread(offset)
-    return dx.astype(x_.dtype), dscale.sum(0), dbias.sum(0)
+    dx = dz * _per_channel(factor) + x * _per_channel(slope) + _per_channel(offset)
+    return dx.astype(saved_x.dtype), dscale.sum(0), dbias.sum(0)
 
 
 normalize_groups.defvjp(_normalize_forward, _normalize_backward)

@@ -1,7 +1,8 @@
 """The layers of EfficientNet: convolution, grouped batch norm, squeeze-excite, MBConv and Fused-MBConv.
 
 Numerics follow google/automl `efficientnetv2/effnetv2_model.py` at 6a54c87. Parameters and statistics are float32;
-`dtype` is that of activations and matrix products. Shapes: B examples, H and W pixels, C channels, G batch-norm groups.
+`dtype` is the type of activations and matrix products. Shapes: B examples, H and W pixels, C channels, G batch-norm
+groups.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from effv2_jax.network.cpu_kernels import (
     pointwise_convolution,
     spatial_convolution,
 )
+from effv2_jax.network.types import PyTree
 
 Array = jax.Array
 Dtype = Any
@@ -34,14 +36,14 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
 
 
 def pads_of(size: int, kernel_size: int, stride: int, padding: str) -> tuple[int, int]:
-    """Padding (before, after) of one axis: 'same' as TensorFlow, 'symmetric' as torchvision; outputs are as many."""
+    """Padding (before, after) of one axis: 'same' as TensorFlow, 'symmetric' as torchvision; equal output sizes."""
     return (kernel_size // 2, kernel_size // 2) if padding == "symmetric" else same_padding(size, kernel_size, stride)
 
 
 def convolution(
     x_BxHxWxC: Array, kernel: Array, stride: int, depthwise: bool, lowering: str, padding: str = "same"
 ) -> Array:
-    """A convolution as one operation ('native'), or as what XLA's CPU backend runs fast ('decomposed').
+    """A convolution as one XLA operation ('native'), or in the form that XLA's CPU backend runs fast ('decomposed').
 
     'product' is a plain matrix product, for 1 x 1 kernels of stride 1.
     """
@@ -60,10 +62,10 @@ def convolution(
 
 
 class Conv(nn.Module):
-    """A square convolution, padded to [B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features].
+    """A padded convolution with a square kernel: [B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features].
 
-    The kernel starts as an untruncated normal of variance 2 / fan_out. A depthwise kernel's fan_out is k * k alone, as
-    TensorFlow's (k, k, C, 1) layout has it; Flax's variance_scaling would count the channels too.
+    The kernel is drawn from an untruncated normal of variance 2 / fan_out. The fan_out of a depthwise kernel is k * k,
+    as in TensorFlow's (k, k, C, 1) layout; Flax's variance_scaling would count the channels too.
     """
 
     features: int
@@ -103,10 +105,9 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch norm over groups of `group_size` consecutive examples (0: over the whole batch), statistics in float32.
 
-    Groups are of examples, not of devices: the result is the same on any number of devices, and a group that lies
-    inside one device needs no communication. With `activate` SiLU follows. In training each group's statistics go to
-    the collection 'group_stats' ([G, C] each); `update_batch_stats` folds them into the running ones, all layers at
-    once.
+    Groups consist of examples, not of devices: the result is the same on any number of devices, and a group within one
+    device needs no communication. `activate` appends SiLU. In training, the statistics of the groups go to the
+    collection 'group_stats' ([G, C] each); `update_batch_stats` then folds those of all layers into the running ones.
     """
 
     group_size: int = 0
@@ -148,11 +149,11 @@ class BatchNorm(nn.Module):
         return y
 
 
-def update_batch_stats(batch_stats: Any, group_stats: Any, momentum: float) -> Any:
+def update_batch_stats(batch_stats: PyTree, group_stats: PyTree, momentum: float) -> PyTree:
     """running = momentum * running + (1 - momentum) * mean over groups, for every batch norm of a model.
 
     The statistics of all layers are averaged as one concatenated [G, sum of C] array, so that devices exchange them
-    once a step and not once a layer.
+    once per step and not once per layer.
     """
     leaves, structure = jax.tree.flatten(batch_stats)
     means = jnp.concatenate(jax.tree.leaves(group_stats), axis=1).mean(0)
@@ -164,14 +165,14 @@ def update_batch_stats(batch_stats: Any, group_stats: Any, momentum: float) -> A
 
 
 class SqueezeExcite(nn.Module):
-    """Scales channels by a gate computed from their means: x * sigmoid(expand(silu(reduce(mean(x)))))."""
+    """Scales channels by gates computed from their means: x * sigmoid(expand(silu(reduce(mean(x)))))."""
 
     reduced_features: int
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array) -> Array:
-        # Each gate is the product of a [B, C] matrix on every platform.
+        # On every platform both convolutions are products of a [B, C] matrix.
         conv = {"use_bias": True, "dtype": self.dtype, "lowering": "product"}
         pooled = x_BxHxWxC.mean((1, 2), keepdims=True, dtype=jnp.float32)
         hidden = nn.silu(Conv(self.reduced_features, name="reduce", **conv)(pooled))
@@ -183,9 +184,9 @@ class Residual(nn.Module):
     """One MBConv or Fused-MBConv block with its residual connection and stochastic depth.
 
     MBConv: [1x1 expand, BN, silu], depthwise, BN, silu, squeeze-excite, 1x1 project, BN. Fused: k x k expand, BN, silu,
-    [squeeze-excite], 1x1 project, BN; with expand_ratio 1 a single k x k convolution, BN, silu. The expansion of an
-    MBConv with ratio 1 is left out. Squeeze-excite's width is a share of the block's input filters, not of the
-    expanded ones. With batch_norm_frozen batch norm is in training what it is in evaluation.
+    [squeeze-excite], 1x1 project, BN; with expand_ratio 1 a single k x k convolution, BN, silu. An MBConv with
+    expand_ratio 1 has no expansion. The width of squeeze-excite is a fraction of the block's input filters, not of the
+    expanded ones. With batch_norm_frozen, batch norm works in training as it does in evaluation.
     """
 
     block: Block
@@ -227,7 +228,7 @@ class Residual(nn.Module):
         return x
 
     def stochastic_depth(self, x_BxHxWxC: Array, train: bool) -> Array:
-        """Drops the whole branch of an example with probability 1 - survival, and rescales the others."""
+        """Drops the branch of a whole example with probability 1 - survival, and rescales the kept ones."""
         survival = self.survival_probability
         if not train or survival == 1.0:
             return x_BxHxWxC

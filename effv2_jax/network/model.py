@@ -6,7 +6,6 @@ logits_BxK = model.apply(variables, normalize(images_uint8, "imagenet"))
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,11 @@ from ml_collections import ConfigDict
 from effv2_jax.curriculum import Stage
 from effv2_jax.errors import check_known
 from effv2_jax.network.architecture import Architecture, get_architecture
-from effv2_jax.network.layers import BatchNorm, Conv, Residual
+from effv2_jax.network.layers import BatchNorm, Conv, Dtype, Residual
 
 Array = jax.Array
 
-# (offset, scale) a channel: x is normalised to (x - offset) / scale. 'v2' and 'unit': google/automl preprocessing.py;
+# (offset, scale) per channel: x is normalised to (x - offset) / scale. 'v2' and 'unit': google/automl preprocessing.py;
 # 'imagenet': preprocess_legacy.py, ImageNet's mean and standard deviation.
 NORMALIZATIONS = {
     "v2": ((128.0,) * 3, (128.0,) * 3),
@@ -29,18 +28,18 @@ NORMALIZATIONS = {
 }
 
 
-def normalize(images_BxHxWx3: Array, normalization: str, dtype: Any = jnp.float32) -> Array:
-    """uint8 pixels to the network's input, [B, H, W, 3] of `dtype`; `normalization` is a key of NORMALIZATIONS."""
+def normalize(images_BxHxWx3: Array, normalization: str, dtype: Dtype = jnp.float32) -> Array:
+    """Turns uint8 pixels into network input, [B, H, W, 3] of `dtype`; `normalization` is a key of NORMALIZATIONS."""
     offset, scale = (jnp.array(values, jnp.float32) for values in NORMALIZATIONS[normalization])
     return ((images_BxHxWx3.astype(jnp.float32) - offset) / scale).astype(dtype)
 
 
 def fast_lowering(platform: str) -> str:
-    """The lowering of convolutions that is fast on 'cpu', 'tpu', ... (see `layers.convolution`)."""
+    """The fast lowering of convolutions on 'cpu', 'tpu', ... (see `layers.convolution`)."""
     return "decomposed" if platform == "cpu" else "native"
 
 
-def initial_classifier(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+def initial_classifier(key: Array, shape: tuple[int, int], dtype: Dtype = jnp.float32) -> Array:
     """U(-r, r) with r = 1 / sqrt(classes), google/automl effnetv2_model.py `dense_kernel_initializer`."""
     limit = shape[1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -49,9 +48,9 @@ def initial_classifier(key: Array, shape: tuple[int, int], dtype: Any = jnp.floa
 class EfficientNet(nn.Module):
     """The network of an `Architecture`: normalised images [B, H, W, 3] -> float32 logits [B, num_classes].
 
-    With num_classes 0 the result is the pooled features [B, head_filters]. Training draws from the random stream
-    'dropout' and gives 'group_stats' (see `layers.BatchNorm`); with batch_norm_frozen it gives none and normalises by
-    the running statistics. Where 'endpoints' is mutable it receives `stem`, `reduction_1` to `_5` (the last output of
+    With num_classes 0 it returns the pooled features [B, head_filters]. Training draws from the random stream 'dropout'
+    and gives 'group_stats' (see `layers.BatchNorm`); with batch_norm_frozen it gives none and normalises by the running
+    statistics. A mutable collection 'endpoints' receives `stem`, `reduction_1` to `reduction_5` (the last output of
     each resolution), `head` [B, H/32, W/32, head_filters] and `pooled` [B, head_filters].
     """
 
@@ -61,7 +60,7 @@ class EfficientNet(nn.Module):
     survival_probability: float = 1.0
     batch_norm_group_size: int = 0
     batch_norm_epsilon: float = 1e-3
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
     remat: bool = False
     lowering: str = "native"
     padding: str = "same"
@@ -82,17 +81,17 @@ class EfficientNet(nn.Module):
         self.endpoint("stem", x)
         reduction = 1
         for index, block in enumerate(blocks):
-            # Linear in the index over all blocks, those without a residual included.
+            # Linear in the index over all blocks, including those without a residual.
             survival = 1 - (1 - self.survival_probability) * index / len(blocks)
             x = residual(
                 block,
                 survival,
-                self.batch_norm_group_size,
-                self.batch_norm_epsilon,
-                self.dtype,
-                self.lowering,
-                self.padding,
-                self.batch_norm_frozen,
+                group_size=self.batch_norm_group_size,
+                epsilon=self.batch_norm_epsilon,
+                dtype=self.dtype,
+                lowering=self.lowering,
+                padding=self.padding,
+                batch_norm_frozen=self.batch_norm_frozen,
                 name=f"block_{index}",
             )(x, train)
             if index + 1 == len(blocks) or blocks[index + 1].stride > 1:
@@ -109,12 +108,12 @@ class EfficientNet(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=initial_classifier, name="classifier")(dropped)
 
     def endpoint(self, name: str, x: Array) -> None:
-        if not self.is_initializing():  # init gives parameters and statistics alone
+        if not self.is_initializing():  # init returns parameters and statistics only
             self.sow("endpoints", name, x)
 
 
 def config_architecture(config: ConfigDict) -> Architecture:
-    """The network that a config names, or describes."""
+    """The architecture that a config names or describes."""
     model = config.model
     return get_architecture(model.variant, blocks=model.blocks, width=model.width, depth=model.depth)
 

@@ -3,3 +3,5 @@
 `plan.plan` estimates a whole training; `cost_model.CostModel` compiles one step; `slices` describes chips and slices;
 `hlo` reads the text of a compiled program.
 """
+
+__all__ = ["cost_model", "hlo", "plan", "slices"]

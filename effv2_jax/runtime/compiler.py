@@ -1,8 +1,7 @@
-"""Ahead-of-time compilation of the steps: one for every stage that differs, one for evaluation, each compiled once.
+"""Ahead-of-time compilation of the steps: one for each distinct stage and one for evaluation, each compiled once.
 
-While a stage trains, evaluation and the next stage's step are compiled on a background thread (tracing shares the
-interpreter with the training loop, XLA does not hold it). What was compiled is kept on disk, so that a restart compiles
-nothing.
+While a stage trains, a background thread compiles the evaluation step and the next stage's step. Tracing shares the
+interpreter with the training loop; XLA does not hold it. Executables are cached on disk, so a restart compiles nothing.
 """
 
 import dataclasses
@@ -27,6 +26,12 @@ from effv2_jax.runtime import mesh as mesh_lib
 from effv2_jax.runtime.memory import return_freed_memory
 
 
+def jit_on_mesh(function: Callable, mesh: Mesh, **jit_options: Any) -> jax.stages.Wrapped:
+    """`jax.jit` with results replicated on the mesh, and with the compiler options of its platform."""
+    options = compiler_options(mesh.devices.flat[0].platform)
+    return jax.jit(function, out_shardings=mesh_lib.replicated(mesh), compiler_options=options, **jit_options)
+
+
 class Compiler:
     """Makes the executables of a run from shapes alone.
 
@@ -35,8 +40,8 @@ class Compiler:
       curriculum: its stages.
       num_classes: of the data.
       num_examples: in one epoch.
-      mesh: where the steps run; its devices may be described only (a topology without hardware).
-      log: is told of each compilation and its seconds.
+      mesh: where the steps run; its devices may be mere descriptions (a topology without hardware).
+      log: called with a line for each compilation.
     """
 
     def __init__(
@@ -70,41 +75,41 @@ class Compiler:
     def train_step(self, stage: Stage) -> jax.stages.Compiled:
         """The training step of a stage, (state, batch) -> (state, metrics); the state is donated.
 
-        Waits where it is being compiled, and compiles where it is not.
+        Waits if it is being compiled, and compiles it if it is not compiled yet.
         """
-        return self._get(_key(stage), functools.partial(self._compile_train_step, stage))
+        return self._get(_executable_key(stage), functools.partial(self._compile_train_step, stage))
 
     def evaluation_step(self) -> jax.stages.Compiled:
         """The evaluation step, (variables, batch) -> sums."""
         return self._get("evaluation", self._compile_evaluation_step)
 
     def prepare_after(self, stage: Stage) -> None:
-        """In the background: compiles what comes after the first step of `stage`, and frees what came before."""
+        """In the background: compiles what follows the first step of `stage`, and frees the executables before it."""
         jobs: dict[Any, Callable] = {}
         if self._config.compilation.background:
             jobs["evaluation"] = self._compile_evaluation_step
             for following in self._curriculum.stages[stage.index + 1 : stage.index + 2]:
-                jobs[_key(following)] = functools.partial(self._compile_train_step, following)
+                jobs[_executable_key(following)] = functools.partial(self._compile_train_step, following)
             jobs = {key: job for key, job in jobs.items() if key not in self._executables}
         futures: dict[Any, Future] = {key: Future() for key in jobs}
-        needed = {"evaluation"} | {_key(later) for later in self._curriculum.stages[stage.index :]}
-        done = [self._executables.pop(key) for key in self._executables.keys() - needed]
+        needed = {"evaluation"} | {_executable_key(later) for later in self._curriculum.stages[stage.index :]}
+        outdated = [self._executables.pop(key) for key in self._executables.keys() - needed]
         self._executables |= futures
 
         def work() -> None:
-            done.clear()  # waits for the last step of the stage before
+            outdated.clear()  # waits for the last step of the previous stage
             for key, job in jobs.items():
-                _settle(futures[key], job)
+                _run_job(job, futures[key])
             return_freed_memory()
 
-        if jobs or done:
-            # No daemon: an interpreter that ends under a running compilation may crash.
+        if jobs or outdated:
+            # No daemon: an interpreter that exits during a compilation may crash.
             threading.Thread(target=work, name="compile").start()
 
     def _get(self, key: Any, job: Callable[[], jax.stages.Compiled]) -> jax.stages.Compiled:
         if key not in self._executables:
             self._executables[key] = Future()
-            _settle(self._executables[key], job)
+            _run_job(job, self._executables[key])
         return self._executables[key].result()
 
     def lower_train_step(self, stage: Stage) -> jax.stages.Lowered:
@@ -138,13 +143,7 @@ class Compiler:
         return step_lib.initial_state(self._model(), self._optimizer, self._config)
 
     def _lower(self, function: Callable, arguments: tuple, **jit_options: Any) -> jax.stages.Lowered:
-        jitted = jax.jit(
-            function,
-            out_shardings=mesh_lib.replicated(self._mesh),
-            compiler_options=compiler_options(self._mesh.devices.flat[0].platform),
-            **jit_options,
-        )
-        return jitted.lower(*arguments)
+        return jit_on_mesh(function, self._mesh, **jit_options).lower(*arguments)
 
     def _compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
         start = time.perf_counter()
@@ -153,12 +152,13 @@ class Compiler:
         return executable
 
 
-def _key(stage: Stage) -> Any:
-    """Equal for stages that share an executable: without what happens on the host, or tells only when a stage runs."""
+def _executable_key(stage: Stage) -> Stage:
+    """Equal for stages that share an executable: ignores what happens on the host and when the stage runs."""
     return dataclasses.replace(stage, index=0, start_step=0, end_step=0, randaugment_magnitude=0.0)
 
 
-def _settle(future: Future, job: Callable[[], Any]) -> None:
+def _run_job(job: Callable[[], Any], future: Future) -> None:
+    """Runs a job, and hands its result or exception to the future."""
     try:
         future.set_result(job())
     except BaseException as error:

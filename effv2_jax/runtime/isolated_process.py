@@ -1,4 +1,4 @@
-"""A function in a process of its own, which takes its memory, its libraries and its settings with it."""
+"""A function in a process of its own, which frees all memory, libraries and settings of the function when it ends."""
 
 import concurrent.futures.process
 import multiprocessing
@@ -8,29 +8,34 @@ from typing import Any
 
 from effv2_jax.errors import Unavailable
 
-EVERY = 30.0  # seconds between two calls of `waiting`
+WAITING_INTERVAL = 30.0  # seconds between two calls of `waiting`
 
 
 def run_isolated(
-    what: str,
+    task: str,
     function: Callable[..., Any],
     *arguments: Any,
     initializer: Any = None,
     waiting: Callable[[float], None] = lambda seconds: None,
 ) -> Any:
-    """The result of `function(*arguments)`, after `initializer()`; both and all they take and give can be pickled.
+    """Returns `function(*arguments)`, called in another process after `initializer()`.
 
-    Meanwhile `waiting` is called, in this process, with the seconds that it has taken.
+    Args:
+      task: what the function does, for messages.
+      function: picklable, as are its arguments and its result.
+      *arguments: of the function.
+      initializer: picklable; called first in the other process.
+      waiting: called in this process every WAITING_INTERVAL seconds, with the seconds since the start.
 
     Raises:
-      Unavailable: the process was killed while it worked on `what`; and whatever the function raises.
+      Unavailable: the process was killed; and any exception of the function.
     """
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=initializer) as pool:
         try:
             future, start = pool.submit(function, *arguments), time.perf_counter()
-            while not concurrent.futures.wait([future], EVERY).done:
+            while not concurrent.futures.wait([future], WAITING_INTERVAL).done:
                 waiting(time.perf_counter() - start)
             return future.result()
         except concurrent.futures.process.BrokenProcessPool:
-            raise Unavailable(f"the process that worked on {what} was killed; memory may be short") from None
+            raise Unavailable(f"the process that worked on {task} was killed; memory may be short") from None

@@ -1,4 +1,4 @@
-"""Being asked to leave: Ctrl-C, and SIGTERM, by which Cloud TPU announces maintenance and the end of a spot machine."""
+"""Requests to exit: Ctrl-C, and SIGTERM, which Cloud TPU sends before maintenance and before it stops a spot VM."""
 
 import signal
 import sys
@@ -9,37 +9,39 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Listens for the request while it is entered; in the main thread of a process.
+    """Listens for requests to exit while it is entered. Enter it in the main thread.
 
-    With several processes JAX' distributed runtime listens, and has all of them agree on when to leave.
+    With several processes JAX's distributed runtime listens, and makes all of them agree on the step to exit at.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._times = 0
+        self._requested = False
+        self._num_calls = 0
 
     def __enter__(self) -> "Preemption":
-        self._alone = jax.process_count() == 1
-        if self._alone:
-            # SIGINT, too: an exception out of a signal handler may come while a callback runs that swallows it.
-            self._previous = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        self._single_process = jax.process_count() == 1
+        if self._single_process:
+            # SIGINT too: Python's KeyboardInterrupt may come in the middle of a callback that swallows it.
+            self._previous = {name: signal.signal(name, self._handle) for name in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._alone:
+        if self._single_process:
             for name, handler in self._previous.items():
                 signal.signal(name, handler)
 
     def reached(self) -> bool:
-        """Whether to save and leave now; all processes call it at the same places, in every step at least."""
-        # JAX takes the number after the highest that a process has told it of, from 0: a request that comes before the
-        # first call would wait for ever for number 1 if these were steps of a run that goes on from step 5,000.
-        self._times += 1
-        return self._asked if self._alone else multihost_utils.reached_preemption_sync_point(self._times)
+        """Whether to save and exit now. All processes call it at the same places, at least once per step."""
+        # JAX picks the number after the highest one that any process has reported, starting from 0. If these were the
+        # steps of a run resumed at step 5,000, a request before the first call would wait forever for number 1.
+        self._num_calls += 1
+        if self._single_process:
+            return self._requested
+        return multihost_utils.reached_preemption_sync_point(self._num_calls)
 
-    def _ask(self, signum: int, frame: types.FrameType | None) -> None:
-        if signum == signal.SIGINT and self._asked:
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        if signum == signal.SIGINT and self._requested:
             raise KeyboardInterrupt
         if signum == signal.SIGINT:
-            print("saving and leaving after this step; Ctrl-C once more leaves at once", file=sys.stderr, flush=True)
-        self._asked = True
+            print("saving and exiting after this step; Ctrl-C again exits at once", file=sys.stderr, flush=True)
+        self._requested = True

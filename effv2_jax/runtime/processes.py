@@ -1,4 +1,4 @@
-"""Several processes: joining them, and waiting for each other without waiting for ever."""
+"""Several processes: how they join, and wait for each other with a timeout."""
 
 import os
 import re
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import distributed  # its key-value store, for which JAX has no public name
+from jax._src import distributed  # its key-value store has no public name
 
 from effv2_jax.errors import EXIT_UNAVAILABLE, Unavailable, UserError, one_line
 
-# Why processes do not find each other, in the order of how often it happens.
+# Why processes do not find each other, the most frequent cause first.
 ADVICE = (
     "The usual causes: the command was not started on every host; a process of an earlier run still holds the TPU "
     "(`sudo lsof -w /dev/accel0` finds it, and /tmp/libtpu_lockfile may be left over: jax issue 10192); a firewall "
@@ -25,9 +25,9 @@ ADVICE = (
 def initialize_processes(
     coordinator: str = "", num_processes: int = 0, process_id: int = -1, timeout: int = 300
 ) -> None:
-    """Joins this process to the others of the run; the first thing that a process does with JAX.
+    """Joins this process to the others of the run. Call it before any other use of JAX.
 
-    With no arguments JAX finds its peers itself on Cloud TPU slices, under Slurm, MPI and Kubernetes.
+    Without arguments JAX finds the other processes itself on Cloud TPU slices and under Slurm, MPI and Kubernetes.
 
     Args:
       coordinator: HOST:PORT of process 0.
@@ -36,8 +36,9 @@ def initialize_processes(
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: arguments that do not go together, or peers that JAX cannot find.
-      Unavailable: the coordinator's port is taken. Where peers do not come the process ends with EXIT_UNAVAILABLE.
+      UserError: arguments that contradict each other, or other processes that JAX cannot find.
+      Unavailable: the coordinator's port is in use. If other processes do not join in time, this one exits with
+        EXIT_UNAVAILABLE.
     """
     if timeout < 1:
         raise UserError(f"--timeout is {timeout}; it must be at least 1 second")
@@ -54,7 +55,7 @@ def initialize_processes(
         "num_processes": num_processes,
         "process_id": process_id,
     }
-    # JAX aborts the process where its own time is up, so ours is up before.
+    # JAX aborts the process at its own timeout, so ours is shorter.
     watchdog = threading.Timer(timeout, _give_up, (coordinator, timeout))
     watchdog.daemon = True
     watchdog.start()
@@ -67,12 +68,12 @@ def initialize_processes(
         ) from None
     except ValueError as error:
         raise UserError(
-            f"this process cannot join the others: {one_line(error)} Where JAX does not find them itself, give each "
+            f"this process cannot join the others: {one_line(error)} If JAX cannot find them itself, give each "
             "process --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from None
     finally:
         watchdog.cancel()
-    # From every process, so that the log of each tells which one it is.
+    # Every process prints it, so that each log shows whose it is.
     print(
         f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()} (pid {os.getpid()}) with "
         f"{jax.local_device_count()} of {jax.device_count()} devices",
@@ -81,11 +82,11 @@ def initialize_processes(
 
 
 def _give_up(coordinator: str, timeout: int) -> None:
-    """Ends the process with what can be told of the one that did not come."""
+    """Exits with a message that names the process that did not join, as far as it is known."""
     state = distributed.global_state
     address = coordinator or state.coordinator_address or ""
     host, _, port = address.rpartition(":")
-    missing = "the others, of which no coordinator was found"
+    missing = "the others, whose coordinator is not known"
     if state.service is not None:
         missing = f"a process from 1 to {state.num_processes - 1}" if state.num_processes > 2 else "process 1"
     elif port.isdigit():
@@ -99,14 +100,14 @@ def _give_up(coordinator: str, timeout: int) -> None:
 
 
 def wait_for_all(name: str, timeout: int = 1800) -> None:
-    """Waits until every process is here, so that none waits without end in the first collective.
+    """Waits until every process has called it, so that none waits forever in its first collective operation.
 
     Args:
-      name: of the place, for messages; each name once in a run.
+      name: of the barrier, for messages; used once per run.
       timeout: seconds.
 
     Raises:
-      Unavailable: not all came in time; says which are missing.
+      Unavailable: the timeout has passed; names the missing processes.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
@@ -122,16 +123,16 @@ def wait_for_all(name: str, timeout: int = 1800) -> None:
 
 
 def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -> None:
-    """Has the first process do something that the others wait for; where it fails, it fails on all.
+    """Makes the first process call a function while the others wait. If the call fails, it fails on all of them.
 
     Args:
-      name: of the thing, for messages; each name once in a run.
-      call: what to do.
+      name: of the call, for messages; used once per run.
+      call: the function.
       timeout: seconds that the others wait.
 
     Raises:
       UserError: of `call`.
-      Unavailable: on the others, where `call` raises anything else or does not come to an end in time.
+      Unavailable: on the others, if `call` raises another exception or does not return in time.
     """
     client = distributed.global_state.client
     if client is None or jax.process_count() == 1:
@@ -162,5 +163,5 @@ def on_first_process(name: str, call: Callable[[], None], timeout: int = 1800) -
 
 
 def this_process() -> dict[str, int]:
-    """{'process_index', 'process_count'}, as input pipelines take them."""
+    """{'process_index', 'process_count'}, the keyword arguments of input pipelines."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

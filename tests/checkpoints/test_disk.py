@@ -51,7 +51,7 @@ def test_a_disk_that_takes_no_more_is_a_sentence_and_costs_nothing_older(small_d
     assert lines[:2] == ["saved 1", "saved 2"], run.stderr
     assert lines[2].startswith(f"a checkpoint cannot be written to {small_disk}/checkpoints: ")
     assert {"full": "No space left on device", "read-only": "Read-only file system"}[trouble] in lines[2]
-    assert "intact there: 1, 2." in lines[2]
+    assert "intact checkpoints: 1, 2." in lines[2]
     for step in (1, 2):
         assert damage_of(small_disk / "checkpoints" / str(step)) == []
 

@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_is_not_evaluated(two_checkpoints, tmp_path):
     (directory / "7" / "run" / "metadata").write_text("")
     checkpoints = Checkpoints(directory, read_only=True)
     assert checkpoints.find("3") == 3
-    with pytest.raises(UserError, match=r"checkpoint 7 .* run/metadata is damaged; --step=3 takes another"):
+    with pytest.raises(UserError, match=r"checkpoint 7 .* run/metadata is damaged; --step=3 selects another"):
         checkpoints.find("latest")
 
 

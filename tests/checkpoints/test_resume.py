@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from squares import Squares
 from tiny import tiny_config
 
-from effv2_jax.checkpoints.resume import MAY_CHANGE, check_faults, identity_of, resume_curriculum
+from effv2_jax.checkpoints.resume import CHANGEABLE_FIELDS, check_conflicts, identity_of, resume_curriculum
 from effv2_jax.config import flatten, to_dict
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.source import Sources
@@ -62,7 +62,7 @@ def test_how_a_run_is_carried_out_may_change(field, value):
 
 def test_every_rule_names_a_field():
     names = flatten(to_dict(tiny_config()))
-    for pattern in MAY_CHANGE:
+    for pattern in CHANGEABLE_FIELDS:
         assert any(name.startswith(pattern.rstrip("*")) for name in names), pattern
 
 
@@ -72,10 +72,10 @@ def test_another_run_is_one_error_with_all_differences():
     )
     _, faults = going_on(run_of(tiny_config()), config, Sources(Squares(1443), Squares(355)))
     with pytest.raises(UserError) as error:
-        check_faults(faults, "runs/x", 3)
+        check_conflicts(faults, "runs/x", 3)
     message = str(error.value)
     for words in (
-        "does not go on with the run in 'runs/x' (step 3)",
+        "cannot resume the run in 'runs/x' (step 3)",
         "config.seed: 0 -> 1",
         "config.model.variant: 'efficientnetv2-s' -> 'efficientnetv2-m'",
         "config.optimizer.momentum: 0.9 -> 0.5",

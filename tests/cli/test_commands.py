@@ -86,10 +86,10 @@ def test_another_config_in_a_workdir_lists_what_differs_and_can_be_forced(effv2,
     _, *words = command(tmp_path, "--config.curriculum.num_stages=1", "--config.evaluate_steps=100")
     assert effv2(*words)[0] == 0
     code, _, err = effv2(*words, "--config.seed=5", "--config.optimizer.momentum=0.8", "--config.log_steps=3")
-    assert code == 2 and f"does not go on with the run in '{tmp_path}' (step 6)" in err
+    assert code == 2 and f"cannot resume the run in '{tmp_path}' (step 6)" in err
     assert "config.optimizer.momentum: 0.9 -> 0.8; config.seed: 0 -> 5. " in err and "--force" in err
     code, out, _ = effv2(*words, "--config.seed=5", "--config.total_steps=8", "--force")
-    assert code == 0 and "WARNING: --force goes on although the run was another: config.seed: 0 -> 5" in out
-    assert "going on from step 6 of 8" in out and "result at step 8" in out
+    assert code == 0 and "WARNING: --force resumes the run despite conflicts: config.seed: 0 -> 5" in out
+    assert "resuming from step 6 of 8" in out and "result at step 8" in out
     code, _, err = effv2(*words, "--config.seed=5", "--config.total_steps=7", "--force")
     assert code == 2 and "is at step 8, beyond the 7 of this config" in err

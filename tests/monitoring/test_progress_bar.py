@@ -12,7 +12,7 @@ def test_lines_where_there_is_no_terminal(capsys, monkeypatch):
     with bars.bar("looking", 4) as advance:
         advance(1)
     assert not capsys.readouterr().err  # not before half a minute
-    monkeypatch.setattr(bars, "EVERY", -1.0)
+    monkeypatch.setattr(bars, "LOG_INTERVAL", -1.0)
     with bars.bar("looking", 4) as advance:
         advance(1)
         advance(3)

@@ -116,7 +116,7 @@ def test_a_failure_stops_no_training_and_is_told_once(monkeypatch, tmp_path, cap
     monkeypatch.setattr(wandb_writer.WandbWriter, "_begin", begin)
     results = train(short(4), tmp_path, wandb_project="")
     assert results["raw"]["count"] == 355
-    warning = "WARNING: Weights & Biases fails, the training goes on without it: the network is gone\n"
+    warning = "WARNING: Weights & Biases failed, the training continues without it: the network is gone\n"
     assert capsys.readouterr().out.count(warning) == 1
     assert [record["step"] for record in read_metrics(tmp_path / METRICS_FILE)][-1] == 4
 

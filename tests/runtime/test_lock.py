@@ -60,7 +60,7 @@ def beating(tmp_path, monkeypatch):
     """The lock for object stores, on a quick local file."""
     monkeypatch.setattr(lock, "HEARTBEAT", 1.0)
     path = lock.epath.Path(tmp_path / lock.LOCK_FILE)
-    return path, lambda: lock._beating(path)
+    return path, lambda: lock._heartbeat_lock(path)
 
 
 def test_without_locks_a_living_owner_is_respected_and_a_dead_one_not(beating, monkeypatch):
@@ -88,9 +88,9 @@ def test_without_locks_a_dead_owner_of_this_host_is_known_at_once(beating, monke
 
 HOLD_WITHOUT_LOCKS = """
 import sys, time
-from effv2_jax import lock
+from effv2_jax.runtime import lock
 lock.HEARTBEAT = 0.2
-with lock._beating(lock.epath.Path(sys.argv[1])):
+with lock._heartbeat_lock(lock.epath.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

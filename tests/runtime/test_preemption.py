@@ -1,4 +1,4 @@
-"""SIGTERM: save, leave with 75, and go on; one process and two. And processes that wait for others that do not come."""
+"""SIGTERM: save, exit with 75, resume; one process and two. And processes that wait for others that do not join."""
 
 import json
 import os
@@ -42,14 +42,14 @@ def test_asked_to_leave_it_saves_and_another_run_is_refused_meanwhile(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == EXIT_PREEMPTED, err
     step = newest(tmp_path)
-    assert step >= 3 and f"saved step {step} of 100000; the same command goes on" in err
+    assert step >= 3 and f"saved step {step} of 100000; the same command resumes" in err
     again = start(command(tmp_path, *LONG), devices=1)
-    wait_for(again, f"going on from step {step} of 100000")
+    wait_for(again, f"resuming from step {step} of 100000")
     wait_for(again, f"step {step + 1}/")
     again.send_signal(signal.SIGINT)
     _, err = again.communicate(timeout=120)
     assert again.returncode == EXIT_PREEMPTED and "Traceback" not in err
-    assert "Ctrl-C once more leaves at once" in err and f"saved step {newest(tmp_path)} of" in err
+    assert "Ctrl-C again exits at once" in err and f"saved step {newest(tmp_path)} of" in err
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_two_processes_agree_on_the_step_when_one_is_asked(tmp_path):
         assert f"saved step {newest(tmp_path)} of" in err
     saved = newest(tmp_path)
 
-    # Asked before the first step of a run that goes on, and after saves that end in the background.
+    # Asked before the first step of a resumed run, and after saves that end in the background.
     two = two_processes(tmp_path, "--config.checkpoint_steps=1")
     wait_for(two[1], "process 1 of 2")
     two[1].send_signal(signal.SIGTERM)
