@@ -11,15 +11,14 @@ from ml_collections import ConfigDict
 
 from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints, has_checkpoints, quarantine_damaged
 from effv2_jax.checkpoints.resume import check_faults, identity_of, resume_curriculum
-from effv2_jax.config import to_dict
-from effv2_jax.config.validate import check_ranges
-from effv2_jax.curriculum import make_curriculum, steps_of
-from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches, train_batches
+from effv2_jax.config import steps_of, to_dict
+from effv2_jax.config.validate import validate
+from effv2_jax.curriculum import make_curriculum
+from effv2_jax.data.pipeline import BrokenCounter, evaluation_batches, train_batches
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import Preempted, UserError, is_disk_full_or_readonly
 from effv2_jax.evaluate import evaluate
 from effv2_jax.learning.optimizer import FACTORS, describe_factors
-from effv2_jax.learning.step import check_batch
 from effv2_jax.monitoring.metrics import METRICS_FILE, make_writers, read_metrics
 from effv2_jax.monitoring.plots import draw_metrics
 from effv2_jax.monitoring.progress import Progress, Results, describe_results, describe_run, flatten_results, log
@@ -86,14 +85,11 @@ def _train(
     first_process = jax.process_index() == 0
 
     # What can be wrong is checked before anything is written.
-    check_ranges(config)
-    sources = make_sources(config)
+    validate(config)
+    sources, mesh = make_sources(config), make_mesh()
     num_examples = len(sources.train)
+    validate(config, num_examples=num_examples, num_devices=mesh.size, num_processes=jax.process_count())
     curriculum = make_curriculum(config, num_examples)
-    mesh = make_mesh()
-    check_input(config, jax.process_count())
-    check_batch(config, curriculum, mesh.size)
-    cadences(config, num_examples, curriculum.total_steps)
     compiler = Compiler(config, curriculum, sources.num_classes, num_examples, mesh, log)
     given = {}
     if config.init_from and not has_checkpoints(workdir / CHECKPOINTS):

@@ -75,6 +75,7 @@ def config(args: argparse.Namespace) -> None:
 
 
 def stages(args: argparse.Namespace) -> None:
+    from effv2_jax.config.validate import validate
     from effv2_jax.curriculum import make_curriculum
     from effv2_jax.monitoring import tables
 
@@ -84,6 +85,7 @@ def stages(args: argparse.Namespace) -> None:
         from effv2_jax.data.sources import make_sources
 
         num_examples = len(make_sources(args.config).train)
+    validate(args.config, num_examples=num_examples)
     curriculum = make_curriculum(args.config, num_examples)
     if args.picture:
         from effv2_jax.monitoring.plots import draw_curriculum
@@ -214,11 +216,13 @@ def data_check(args: argparse.Namespace) -> None:
         raise UserError(f"--near={args.near} must be between 0 and 128")
     sources = _sources_to_check(args)
     if args.picture:
+        from effv2_jax.config.validate import validate
         from effv2_jax.curriculum import make_curriculum
         from effv2_jax.data.inspection.preview import stage_rows
         from effv2_jax.monitoring.plots import draw_rows
 
         train = sources[args.config.data.train_split]
+        validate(args.config, num_examples=len(train))
         rows = stage_rows(args.config, make_curriculum(args.config, len(train)), train, args.photos)
         draw_rows([(row.title, row.images) for row in rows], args.picture)
         _log(f"picture: {args.picture}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from effv2_jax.cli import commands as verbs
 from effv2_jax.config import UNITS, flat_lines
-from effv2_jax.config.validate import check_ranges
+from effv2_jax.config.validate import validate
 from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_UNAVAILABLE, Preempted, Unavailable, UserError, one_line
 from effv2_jax.runtime.memory import use_huge_pages
 
@@ -287,7 +287,7 @@ def _count(text: str) -> int:
 def load_config(file_and_argument: str, overrides: list[str]) -> Any:
     """The config of a file with overrides applied; each mistake is a UserError that names what would be right."""
     config = _read_config(file_and_argument, overrides)
-    check_ranges(config)
+    validate(config)
     return config
 
 

@@ -8,7 +8,8 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import Curriculum, Stage, steps_of
+from effv2_jax.config.validate import warnings
+from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import UserError
 from effv2_jax.monitoring.stopwatch import Stopwatch, clock
 from effv2_jax.runtime.memory import memory_mib
@@ -102,7 +103,7 @@ class Progress:
 
 
 def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources: Any, params: Any) -> None:
-    """Says what is about to run."""
+    """Logs the network, the data, the length and the devices of a run, and what in its config is rarely meant."""
     own = " with its own blocks" if config.model.blocks else ""
     log(
         f"{config.model.variant}{own}, {parameter_overview.count_parameters(params):,} parameters, {config.dtype}; "
@@ -111,25 +112,8 @@ def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources
         f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "
         f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
     )
-    for warning in warnings_of(config, curriculum.total_steps, len(sources.train)):
+    for warning in warnings(config, len(sources.train), curriculum.total_steps):
         log(f"WARNING: {warning}")
-
-
-def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list[str]:
-    """What is allowed, and rarely meant."""
-    batch, warnings = config.global_batch_size, []
-    warmup = steps_of(config.schedule, "warmup", batch_size=batch, num_examples=num_examples, total_steps=total_steps)
-    if warmup >= total_steps:
-        warnings.append(
-            f"the warm-up of {warmup:g} steps (config.schedule.warmup_*) is at least as long as the run of "
-            f"{total_steps}, which never comes to the peak of the learning rate"
-        )
-    if batch > num_examples:
-        warnings.append(
-            f"a batch of config.global_batch_size={batch} is more than the {num_examples:,} training examples: some "
-            "are in it more than once"
-        )
-    return warnings
 
 
 def describe_results(results: Results) -> str:

@@ -13,9 +13,9 @@ import psutil
 from ml_collections import ConfigDict
 from rich.console import RenderableType
 
+from effv2_jax.config.validate import validate
 from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.learning.step import check_batch
 from effv2_jax.monitoring.tables import empty_table
 from effv2_jax.planning.cost_model import EVALUATION, Program, Programs, quietly
 from effv2_jax.planning.slices import Slice, check_name, describe_slice
@@ -75,9 +75,8 @@ def describe_slices(config: ConfigDict, topologies: list[str], num_examples: int
     for name in topologies:
         check_name(name)
     slices = [run_isolated(name, describe_slice, name, initializer=quietly) for name in topologies]
-    curriculum = make_curriculum(config, num_examples)
     for where in slices:
-        check_batch(config, curriculum, where.devices)
+        validate(config, num_examples=num_examples, num_devices=where.devices)
     return slices
 
 
@@ -104,7 +103,7 @@ def plan(
       UserError: an unknown topology, a batch that its devices do not divide, or not as many rates as stages.
       Unavailable: the process that compiled was killed.
     """
-    num_stages = len(make_curriculum(config, programs.num_examples).stages)
+    num_stages = config.curriculum.num_stages
     if images_per_core and (len(images_per_core) != num_stages or 0 in images_per_core):
         rates = ",".join(map(str, images_per_core))
         raise UserError(f"--images_per_core={rates} must be {num_stages} rates above 0, one for each stage")

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.images.decode import BrokenImage
-from effv2_jax.data.pipeline import TrainExamples, check_input, place_in_epoch
+from effv2_jax.data.pipeline import TrainExamples, place_in_epoch
 from effv2_jax.data.source import Source
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.errors import UserError
 from effv2_jax.learning.mixing import mix
 from effv2_jax.learning.step import random_stream
 from effv2_jax.network.model import NORMALIZATIONS, normalize
@@ -36,8 +36,6 @@ def stage_rows(config: ConfigDict, curriculum: Curriculum, source: Source, count
       UserError: a number of photos that cannot be mixed (one kind wants a multiple of 2, two of 4), or fewer readable
         ones.
     """
-    check_input(config, 1)
-    check_known("config.data.normalization", config.data.normalization, NORMALIZATIONS)
     unit = max(2 * ((stage.mixup_alpha > 0) + (stage.cutmix_alpha > 0)) for stage in curriculum.stages)
     if count < 1 or (unit and count % unit):
         raise UserError(f"--photos={count} must be a multiple of {unit or 1}, as these stages mix")
