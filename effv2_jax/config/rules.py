@@ -46,7 +46,7 @@ class Value:
     def __call__(self, path: str, value: Any) -> list[str]:
         if not self._has_type(value):
             return [f"config.{path} {self.verb} {value!r}; it must be {_TYPES[self.type]}"]
-        if isinstance(value, float) and not math.isfinite(value) or not self.test(value):
+        if (isinstance(value, float) and not math.isfinite(value)) or not self.test(value):
             return [f"config.{path} {self.verb} {value!r}; it must be {self.allowed}"]
         return []
 
