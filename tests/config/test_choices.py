@@ -21,7 +21,9 @@ from effv2_jax.learning.optimizer import make_optimizer, make_schedule
 from effv2_jax.network.layers import pads_of
 from effv2_jax.network.model import fast_lowering, make_model, normalize
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (101, 76, 3), np.uint8)  # odd margins, which v1 and v2 round differently
+IMAGE = np.random.default_rng(0).integers(
+    0, 256, (101, 76, 3), np.uint8
+)  # odd margins, which v1 and v2 round differently
 
 
 def with_choice(field, name):
