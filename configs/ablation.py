@@ -1,4 +1,4 @@
-"""Two ablations of the paper on ImageNet-1k: where fused blocks pay, and how much regularisation an image size wants.
+"""Two ablations of the paper on ImageNet-1k: where fused blocks help, and which regularization suits an image size.
 
     effv2 train --config=configs/ablation.py:fused,placement=1-3 --config.dtype=bfloat16 \
         --workdir=gs://BUCKET/fused-1-3 --distributed
@@ -6,17 +6,17 @@
         --workdir=gs://BUCKET/192-10 --distributed
 
 The argument is `fused[,placement=none|1-3|1-5|1-7]` or `size[,image_size=128][,magnitude=5]`, and `,runlocal`. Both are
-the recipe of configs/imagenet.py at one image size. Neither table comes with its schedule; hours are not published.
+the recipe of configs/imagenet.py at one image size. The paper gives neither their schedules nor their hours.
 
-`fused` (Table 3) puts Fused-MBConv into stages of EfficientNet-B4, at 380 px, its size for evaluation. Published top-1
-and training images a second and TPUv3 core:
+`fused` (Table 3) puts Fused-MBConv into stages of EfficientNet-B4 at 380 px, its evaluation size. Published top-1 and
+training images per second and TPUv3 core:
 
     placement   none   1-3    1-5    1-7
     top-1       82.8   83.1   83.1   81.7
     images/s    262    362    327    254
 
-`size` (Table 5) crosses image size and RandAugment's magnitude. The paper's network is one of its search, which is not
-published; ours is EfficientNetV2-S. Published top-1, means of three runs:
+`size` (Table 5) crosses image size and RandAugment's magnitude. The paper's network comes from its search and is not
+published; here it is EfficientNetV2-S. Published top-1, means of three runs:
 
     size        128    192    300
     magnitude 5   78.3   81.2   82.5

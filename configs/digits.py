@@ -32,7 +32,7 @@ def get_config(argument=None):
     config.data.source = "digits"
     config.data.name = ""
     config.data.crop_area = (0.6, 1.0)
-    config.data.flip = False  # a mirrored 2 is no 2
+    config.data.flip = False  # a mirrored 2 is not a 2
     config.data.augmentation = "none"
     config.data.evaluation_crop = "squash"
 

@@ -1,20 +1,20 @@
-"""Fine-tuning from published or own weights: on a folder of images, or on ImageNet-1k after ImageNet-21k.
+"""Fine-tuning from published weights or your own: on a folder of images, or on ImageNet-1k after ImageNet-21k.
 
     effv2 train --config=configs/finetune.py --config.init_from=WEIGHTS --config.data.name=PHOTOS --workdir=runs/tuned
     effv2 train --config=configs/finetune.py:imagenet,variant=xl --config.init_from=gs://BUCKET/xl-21k \
         --config.dtype=bfloat16 --workdir=gs://BUCKET/xl-21k-1k --distributed
 
 WEIGHTS is any file that `effv2 convert` reads, or the workdir of a run. The argument is
-`[DATA,]VARIANT[,size=224][,recipe=paper|automl][,runlocal]`: `folder` (the default) or `imagenet`, a network that
-`effv2 models` prints without 'efficientnetv2-', and the largest image size. The paper's CIFAR, Flowers and Cars are in
-configs/transfer.py.
+`[DATA,]VARIANT[,size=224][,recipe=paper|automl][,runlocal]`: DATA is `folder` (the default) or `imagenet`, VARIANT a
+network that `effv2 models` prints, without 'efficientnetv2-', and size the largest image size. The paper's CIFAR,
+Flowers and Cars are in configs/transfer.py.
 
-`folder` is PHOTOS, a folder as in configs/folder.py, or with `--config.data.source=tfds` a data set of TFDS. It is for
-sets of hundreds of images on a CPU: small batches, few epochs, two sizes, no cutout.
+`folder` is PHOTOS, a folder as in configs/folder.py, or with `--config.data.source=tfds` a data set of TFDS. It suits
+hundreds of images on a CPU: small batches, few epochs, two sizes, no cutout.
 
-`imagenet` is ImageNet-1k (section 5.2): 15 epochs of batches of 512 at one size, that for evaluation, with cutout;
-`recipe=paper` has a cosine schedule, `recipe=automl` the released constant one. Published top-1 from ImageNet-21k
-weights, and hours on 32 TPUv3 cores (paper, Table 7):
+`imagenet` is ImageNet-1k (section 5.2): 15 epochs of batches of 512 at the evaluation size, with cutout. `recipe=paper`
+has a cosine schedule, `recipe=automl` the released constant one. Published top-1 from ImageNet-21k weights, and hours
+on 32 TPUv3 cores (paper, Table 7):
 
     variant   s      m      l      xl
     top-1     84.9   86.2   86.8   87.3
@@ -75,7 +75,7 @@ def folder(variant, size):
     config.optimizer.weight_decay = 0.0
     config.schedule.name = "cosine"
     duration(config.schedule, "warmup", epochs=1.0)
-    config.ema.decay = 0.95  # a hundred steps, where ImageNet's 0.9999 is for 100,000
+    config.ema.decay = 0.95  # for a hundred steps; ImageNet's 0.9999 is for 100,000
     config.evaluation.image_size = architecture.evaluation_size
     config.evaluation.batch_size = 32
     return config

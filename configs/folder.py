@@ -2,9 +2,9 @@
 
     effv2 train --config=configs/folder.py --config.data.name=PHOTOS --workdir=runs/photos
 
-PHOTOS holds `train/CLASS/*.jpg` and `validation/CLASS/*.jpg` (`--config.data.evaluation_split=test` takes another
-name), or the classes themselves, of which `--config.data.holdout_percent=20` sets a share aside. The argument is
-`VARIANT[,size=224][,runlocal]`, a network that `effv2 models` prints without 'efficientnetv2-', and the largest image
+PHOTOS holds `train/CLASS/*.jpg` and `validation/CLASS/*.jpg` (`--config.data.evaluation_split=test` for another name),
+or the classes themselves, a share of which `--config.data.holdout_percent=20` holds out for evaluation. The argument is
+`VARIANT[,size=224][,runlocal]`: a network that `effv2 models` prints, without 'efficientnetv2-', and the largest image
 size; the first stage has half of it. `runlocal` runs the same code for 8 steps on the digits with a thin network.
 """
 
@@ -34,14 +34,14 @@ def get_config(argument=None):
     config.data.source = "folder"
     config.data.name = "PHOTOS"
     config.data.crop_area = (0.25, 1.0)
-    # RandAugment's translations and cutouts are in pixels, made for 200 px and more; there 'randaugment' is worth a
-    # try.
+    # RandAugment's translations and cutouts are in pixels and meant for images of 200 px or more; try 'randaugment' at
+    # such sizes.
     config.data.augmentation = "none"
 
-    # Of 0.0015, 0.004 and 0.016, the best after 12 epochs at 64 px on 720 photos of flowers (36 %, 54 %, 27 %).
+    # The best of 0.0015, 0.004 and 0.016 after 12 epochs at 64 px on 720 photos of flowers (36 %, 54 %, 27 %).
     config.optimizer.learning_rate_per_256 = 0.004
     config.schedule.name = "cosine"
-    config.ema.decay = 0.99  # hundreds of steps, where ImageNet's 0.9999 is for 100,000
+    config.ema.decay = 0.99  # for hundreds of steps; ImageNet's 0.9999 is for 100,000
     config.evaluation.image_size = size
     config.evaluation.batch_size = 32
     return shrink(config) if args["runlocal"] else config

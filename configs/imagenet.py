@@ -3,34 +3,34 @@
     effv2 train --config=configs/imagenet.py:s --config.dtype=bfloat16 --workdir=gs://BUCKET/imagenet-s --distributed
 
 The argument is `VARIANT[,recipe=paper|automl][,resizing=...][,regularization=...][,augmentation=...][,runlocal]`.
-Hardware: 32 TPUv3 cores (v3:4x4) in the paper; what other slices would take is what `effv2 plan` estimates. Published
+Hardware: 32 TPUv3 cores (v3:4x4) in the paper; `effv2 plan` estimates the hours on other slices. Published
 top-1 (paper, Table 7, and the released README) and hours on those cores (paper, Table 7):
 
     variant   s      m      l      b0     b1     b2     b3
     top-1     83.9   85.1   85.7   78.7   79.8   80.5   82.1
     hours     7.1    13     24     -      -      -      -
 
-`recipe=paper` (the default) is Algorithm 1 with Table 6; `recipe=automl` is the released code, which differs in sizes,
-RandAugment, mixing and dropout; users of it report 83.46 for S and 84.46 for M (google/automl issue 1024). The paper
-trains B0-B3 at one size ("without progressive learning", section 5.4), the released code progressively; both with
-AutoAugment, and `augmentation=randaugment` takes RandAugment with S' released magnitudes in its place (nothing is
-published of that). XL has no published accuracy from scratch on ImageNet-1k: it takes L's regularisation. The data are
-TFDS' `imagenet2012`; the first 25,021 training examples are left out, as in the paper, for choices by
-`--config.data.evaluation_split='train[:25021]'`.
+`recipe=paper` (the default) is Algorithm 1 with Table 6. `recipe=automl` is the released code, which differs in sizes,
+RandAugment, mixing and dropout; its users report 83.46 for S and 84.46 for M (google/automl issue 1024). The paper
+trains B0-B3 at one size ("without progressive learning", section 5.4), the released code trains them progressively,
+both with AutoAugment. `augmentation=randaugment` replaces it by RandAugment with the released magnitudes of S, for
+which no accuracy is published. XL has no published accuracy from scratch on ImageNet-1k; it uses L's regularization.
+The data are `imagenet2012` of TFDS without the first 25,021 training examples, which the paper holds out for choices:
+`--config.data.evaluation_split='train[:25021]'` evaluates on them.
 
 EfficientNets (V1) are `efficientnet-b0` to `efficientnet-b7`, at one size with AutoAugment. With
-`resizing=progressive` they have RandAugment and grow from 128 px to their size for evaluation. Published (paper,
-Tables 7, 10 and 12): baseline top-1 and hours, then progressive ones:
+`resizing=progressive` they use RandAugment, and their images grow from 128 px to the evaluation size. Published top-1
+and hours (paper, Tables 7, 10 and 12):
 
     variant       efficientnet-b4   efficientnet-b5   efficientnet-b7
     baseline      82.9    20.8      83.7    42.9      84.7    139
     progressive   83.1    9.4       84.0    15.2      85.0    54
 
-How strong the regularisation was is not published; ours is S' for B4 and smaller ones, and M's for the others.
+The strength of their regularization is not published; here it is that of S up to B4 and that of M above.
 
-`resizing=progressive|random|none` and `regularization=adaptive|vanilla` are the arms of Table 13: `random` draws one of
-eight sizes for every 8 epochs, the same ones in every run; regularisation follows the size, or with `vanilla` is the
-last stage's throughout.
+`resizing=progressive|random|none` and `regularization=adaptive|vanilla` are the arms of Table 13. `random` draws one of
+eight sizes for every 8 epochs, the same sizes in every run. `adaptive` regularization follows the size, `vanilla` is
+that of the last stage throughout.
 Published top-1, means of three runs (by its accuracy the network is M), and 83.6 for S at one size (section 5.4):
 
     m             vanilla   adaptive
@@ -59,8 +59,8 @@ AUTOML = {"s": (10.0, 0.0), "m": (15.0, 0.2), "l": (20.0, 0.5), "xl": (20.0, 0.5
 SMALL = ("b0", "b1", "b2", "b3")
 V1 = tuple(f"efficientnet-b{number}" for number in range(8))
 REGULARIZATION = ("randaugment_magnitude", "mixup_alpha", "cutmix_alpha", "dropout_rate")
-EPOCHS_OF_A_SIZE = 8  # of random resizing (paper, section 5.4: a TPU compiles anew for every size)
-NUM_SIZES = 8  # that are drawn; the paper does not tell
+EPOCHS_OF_A_SIZE = 8  # of random resizing (paper, section 5.4: a TPU recompiles for every size)
+NUM_SIZES = 8  # to draw from; the paper does not give their number
 
 
 def get_config(argument=None):
@@ -73,7 +73,7 @@ def get_config(argument=None):
             f"configs/imagenet.py:{argument} is unknown; it takes {', '.join((*PAPER, *SMALL, *V1))} "
             "and recipe=paper or recipe=automl"
         )
-    # The large ones of V2 grow, the others only in the released code.
+    # Images grow for the large variants of V2, and in the released code for the small ones.
     grow = variant in PAPER or (variant in SMALL and recipe == "automl")
     resizing = args["resizing"] or ("progressive" if grow else "none")
     as_v1 = variant in SMALL or (variant in V1 and resizing == "none")
@@ -137,7 +137,7 @@ def preprocess_as_v1(config):
 
 
 def resize(config, resizing, regularization, num_stages):
-    """What the sizes do over time, and regularisation with them; num_stages 0 are those of random resizing."""
+    """Sets the image sizes over time and the regularization with them; num_stages=0 is one per EPOCHS_OF_A_SIZE."""
     curriculum = config.curriculum
     first, last = curriculum.image_size
     if regularization == "vanilla":

@@ -1,23 +1,23 @@
-"""Pre-training on ImageNet-21k, to be fine-tuned on ImageNet-1k by configs/finetune.py.
+"""Pre-training on ImageNet-21k, for fine-tuning on ImageNet-1k by configs/finetune.py.
 
     effv2 train --config=configs/imagenet21k.py:l --config.dtype=bfloat16 --workdir=gs://BUCKET/l-21k --distributed
     effv2 train --config=configs/finetune.py:imagenet,variant=l --config.init_from=gs://BUCKET/l-21k \
         --config.dtype=bfloat16 --workdir=gs://BUCKET/l-21k-1k --distributed
 
 The argument is `VARIANT[,loss=softmax|sigmoid][,epochs=60][,runlocal]`; the paper trains for 60 or 30 epochs (section
-5.2), in two days or less on 32 TPUv3 cores, at 224 px, without RandAugment, mixing, dropout and stochastic depth. With
-several labels an example `softmax` shares the target among them, as the paper does; the released weights of July 2021
-are of `sigmoid` (google/automl efficientnetv2/README.md). Published top-1 on ImageNet-1k after fine-tuning, and hours
-on 32 TPUv3 cores (paper, Table 7):
+5.2), in two days or less on 32 TPUv3 cores, at 224 px, without RandAugment, mixing, dropout and stochastic depth. If an
+example has several labels, `softmax` shares the target among them, as the paper does; the released weights of July 2021
+were trained with `sigmoid` (google/automl efficientnetv2/README.md). Published top-1 on ImageNet-1k after fine-tuning,
+and hours on 32 TPUv3 cores (paper, Table 7):
 
     variant   s      m      l      xl
     top-1     84.9   86.2   86.8   87.3
     hours     9.0    15     26     45
 
-The data are what `effv2 data prepare imagenet21k` makes. As in the paper 100,000 random images are held out: the first
-ones, as the prepared order is random. How many are left depends on the release; to plan, name it:
-`--config.data.num_examples=12720275` is that of the released code. Of the processed release (11,221 classes) the
-evaluation split is `--config.data.train_split=train --config.data.evaluation_split=validation`.
+The data are those of `effv2 data prepare imagenet21k`. As in the paper 100,000 random images are held out: the first
+ones, because the prepared order is random. The number of the others depends on the release; `effv2 plan` needs it:
+`--config.data.num_examples=12720275` is that of the released code. The processed release (11,221 classes) has its own
+evaluation split: `--config.data.train_split=train --config.data.evaluation_split=validation`.
 
 `runlocal` runs the same code for 8 steps on the digits with a thin network.
 """
@@ -44,7 +44,7 @@ def get_config(argument=None):
 
     config.curriculum.num_stages = 1
     config.curriculum.image_size = (224, 224)
-    config.curriculum.dropout_rate = (0.0, 0.0)  # the released 1e-6 is nothing
+    config.curriculum.dropout_rate = (0.0, 0.0)  # the released 1e-6 has no effect
     config.curriculum.survival_probability = (1.0, 1.0)
 
     config.data.source = "tfds"

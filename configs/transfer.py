@@ -3,9 +3,9 @@
     effv2 train --config=configs/transfer.py:cifar10,variant=s --config.init_from=WEIGHTS --workdir=runs/cifar10
 
 WEIGHTS is any file that `effv2 convert` reads, or the workdir of a run. The argument is
-`DATA[,variant=s][,size=384][,recipe=paper|automl][,runlocal]`; `size` is by default that of the variant for evaluation.
-The data are of TFDS (Table 9). 10,000 steps of 512 images at one size, with cutout; `recipe=paper` has a cosine
-schedule and no weight decay, `recipe=automl` is the released code, a constant schedule and 1e-5. Published top-1
+`DATA[,variant=s][,size=384][,recipe=paper|automl][,runlocal]`; the default `size` is the variant's evaluation size. The
+data are those of TFDS (Table 9). 10,000 steps of 512 images at one size, with cutout; `recipe=paper` has a cosine
+schedule and no weight decay, `recipe=automl` follows the released code: a constant schedule and 1e-5. Published top-1
 (Table 8, from ImageNet-1k weights, mean of 5 runs; hours are not published):
 
     variant   cifar10   cifar100   flowers   cars

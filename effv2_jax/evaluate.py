@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import from_dict
+from effv2_jax.config.validate import validate_evaluation
 from effv2_jax.curriculum import make_curriculum
-from effv2_jax.data.pipeline import BrokenCounter, check_input, evaluation_batches
+from effv2_jax.data.pipeline import BrokenCounter, evaluation_batches
 from effv2_jax.data.source import Source
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError
@@ -94,14 +95,12 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     """
     bundle = read_weights(path)
     mesh = make_mesh()
-    check_input(config, jax.process_count())
+    validate_evaluation(config, num_devices=mesh.size, num_processes=jax.process_count())
     config = config.copy_and_resolve_references()
     if not config.data.holdout_percent:
         config.data.train_split = config.data.evaluation_split  # a training split need not exist
         config.data.num_examples = 0
     sources = make_sources(config)
-    if config.evaluation.batch_size % mesh.size:
-        raise UserError(f"the {mesh.size} devices do not divide config.evaluation.batch_size")
     config.data.normalization = bundle.preprocess.normalization
     source = with_labels_of(sources.evaluation, bundle)
     step = jit_on_mesh(make_evaluation_step(config, bundle.model), mesh)
@@ -144,8 +143,9 @@ def evaluate_run(workdir: epath.PathLike, which: str = "latest") -> tuple[int, R
     step = checkpoints.find(which)
     config = from_dict(checkpoints.restore_run(step)["config"])
     use_compilation_cache(config, epath.Path(workdir))
-    sources = make_sources(config)
     mesh = make_mesh()
+    validate_evaluation(config, num_devices=mesh.size, num_processes=jax.process_count())
+    sources = make_sources(config)
     curriculum = make_curriculum(config, len(sources.train))
     compiler = Compiler(config, curriculum, sources.num_classes, len(sources.train), mesh, log=lambda line: None)
     state, _ = checkpoints.restore(step, compiler.abstract_state)

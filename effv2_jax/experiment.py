@@ -7,20 +7,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from effv2_jax.config.validate import check_ranges
-from effv2_jax.curriculum import Curriculum, make_curriculum, steps_of
-from effv2_jax.data.pipeline import check_input
+from effv2_jax.config import steps_of
+from effv2_jax.config.validate import validate
+from effv2_jax.curriculum import Curriculum, make_curriculum
 from effv2_jax.data.source import Sources
 from effv2_jax.data.sources import make_sources
-from effv2_jax.learning.step import check_batch
 from effv2_jax.runtime.compiler import Compiler
 from effv2_jax.runtime.mesh import make_mesh
 
-CADENCES = (
-    "log",
-    "evaluate",
-    "checkpoint",
-)  # the durations of the config that say how often a run logs, evaluates and saves
+CADENCES = ("log", "evaluate", "checkpoint")  # durations of the config: how often a run does what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +60,11 @@ def prepare(config: ConfigDict, log: Callable[[str], None] = lambda line: None) 
     Raises:
       UserError: invalid fields, or data that are missing or do not match the config.
     """
-    check_ranges(config)
-    sources = make_sources(config)
-    curriculum = make_curriculum(config, len(sources.train))
-    mesh = make_mesh()
-    check_input(config, jax.process_count())
-    check_batch(config, curriculum, mesh.size)
-    return _make(config, sources, curriculum, mesh, log)
+    validate(config)  # before data are searched for
+    sources, mesh = make_sources(config), make_mesh()
+    num_examples = len(sources.train)
+    validate(config, num_examples=num_examples, num_devices=mesh.size, num_processes=jax.process_count())
+    return _make(config, sources, make_curriculum(config, num_examples), mesh, log)
 
 
 def _make(

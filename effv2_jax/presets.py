@@ -1,4 +1,4 @@
-"""What several experiments of `configs/` have in common."""
+"""The parts that several experiments of `configs/` share."""
 
 from ml_collections import ConfigDict
 
@@ -6,11 +6,11 @@ from effv2_jax.config import defaults, duration
 from effv2_jax.errors import UserError
 from effv2_jax.network.architecture import get_architecture
 
-MINIVAL = 25_021  # first examples of ImageNet-1k's training split, which the paper holds out for choices (section 4.1)
+MINIVAL = 25_021  # the first training examples of ImageNet-1k, held out for choices (paper, section 4.1)
 
 
 def imagenet(variant: str) -> ConfigDict:
-    """ImageNet-1k from scratch: `defaults` for a variant, with the data, and without a curriculum of its own."""
+    """ImageNet-1k from scratch: `defaults` with a variant and the data; the curriculum is unchanged."""
     config = defaults()
     config.model.variant = variant
     imagenet_data(config)
@@ -20,7 +20,7 @@ def imagenet(variant: str) -> ConfigDict:
 
 
 def imagenet_data(config: ConfigDict) -> None:
-    """ImageNet-1k without the images that are held out for choices."""
+    """Sets the data to ImageNet-1k without the images that are held out for choices."""
     config.data.source = "tfds"
     config.data.name = "imagenet2012"
     config.data.train_split = f"train[{MINIVAL}:]"
@@ -29,20 +29,20 @@ def imagenet_data(config: ConfigDict) -> None:
 
 
 def check_size(file: str, size: int) -> None:
-    """Raises UserError where the `size` that a config file was given is too small for a network."""
+    """Raises UserError if the argument `size` of a config file is too small for a network."""
     if size < 32:
         raise UserError(f"configs/{file}: size={size} is too small; the network halves it five times")
 
 
 def finetune(variant: str, size: int, recipe: str) -> ConfigDict:
-    """The paper's fine-tuning but for data and length: one size, cutout, squashed images.
+    """The paper's fine-tuning, without data and length: one size, cutout, squashed images.
 
     google/automl datasets.py `ImagenetFt`, preprocessing.py `preprocess_for_finetune`; paper, section 5.3.
 
     Args:
       variant: a name that `effv2 models` prints.
-      size: pixels; 0 is the variant's size for evaluation. Cut down to a multiple of 16.
-      recipe: 'paper' has a cosine schedule, 'automl' a constant one.
+      size: pixels, rounded down to a multiple of 16; 0 is the variant's evaluation size.
+      recipe: 'paper' (a cosine schedule) or 'automl' (a constant one).
     """
     config = defaults()
     config.model.variant = variant
@@ -51,7 +51,7 @@ def finetune(variant: str, size: int, recipe: str) -> ConfigDict:
     config.global_batch_size = 512
     config.curriculum.num_stages = 1
     config.curriculum.image_size = (size, size)
-    config.curriculum.dropout_rate = (0.0, 0.0)  # the released 1e-6 is nothing
+    config.curriculum.dropout_rate = (0.0, 0.0)  # the released 1e-6 has no effect
     config.evaluation.image_size = size
     config.data.source = "tfds"
     config.data.crop_area = (1.0, 1.0)
@@ -66,7 +66,7 @@ def finetune(variant: str, size: int, recipe: str) -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> ConfigDict:
-    """Makes a config small enough for a laptop, in place: the same recipe for 8 steps on the digits, a thin network."""
+    """Changes a config in place to run on a laptop: 8 steps of the same recipe on the digits, with a thin network."""
     config.global_batch_size = 16
     duration(config, "total", steps=8)
     duration(config, "log", steps=2)
@@ -78,7 +78,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.batch_norm.group_size = min(config.batch_norm.group_size, 8)
     config.curriculum.image_size = tuple(size // 4 for size in config.curriculum.image_size)
     config.data.source, config.data.name, config.data.num_examples = "digits", "", 0
-    config.init_from = ""  # weights of the true network do not fit
+    config.init_from = ""  # weights of the full network do not fit
     config.evaluation.image_size = 64
     config.evaluation.batch_size = 128
     return config

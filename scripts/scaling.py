@@ -25,9 +25,9 @@ def main() -> None:
     import jax
 
     from effv2_jax.cli.load_config import load_config
+    from effv2_jax.config.validate import validate
     from effv2_jax.curriculum import make_curriculum
     from effv2_jax.errors import UserError
-    from effv2_jax.learning.step import check_batch
     from effv2_jax.monitoring.tables import empty_table, to_text
     from effv2_jax.planning.hlo import program_stats
     from effv2_jax.runtime.compiler import Compiler
@@ -44,8 +44,8 @@ def main() -> None:
                 config.global_batch_size = arguments.per_device * count
                 config.evaluation.batch_size = count
                 num_examples = config.data.num_examples or 1000
+                validate(config, num_examples=num_examples, num_devices=count)
                 curriculum = make_curriculum(config, num_examples)
-                check_batch(config, curriculum, count)
                 compiler = Compiler(config, curriculum, 1000, num_examples, make_mesh(jax.devices()[:count]))
                 compiled = compiler.lower_train_step(curriculum.stages[0]).compile()
                 stats, memory = program_stats(compiled.as_text()), compiled.memory_analysis()

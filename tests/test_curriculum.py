@@ -1,32 +1,17 @@
-"""Stages against the published tables, durations in every unit, and what a mistake is told."""
+"""Stages against the published tables, and stages with listed values and durations."""
 
 import dataclasses
 import itertools
-from typing import Any
 
 import pytest
+from config_of import config_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
-from effv2_jax.config import UNITS, defaults, duration
-from effv2_jax.curriculum import Curriculum, make_curriculum, relative_cost, steps_of
-from effv2_jax.errors import UserError
+from effv2_jax.config import UNITS
+from effv2_jax.curriculum import Curriculum, make_curriculum, relative_cost
 
 IMAGENET = 1_256_144  # automl's training split, 350 epochs of which are 107,336 steps of 4096
-
-
-def config_of(total: dict[str, Any] | None = None, batch_size: int = 4096, **fields: Any) -> ConfigDict:
-    config = defaults()
-    config.global_batch_size = batch_size
-    if total:
-        config.total_epochs = None
-        for unit, value in total.items():
-            config[f"total_{unit}"] = value
-    listed = fields.pop("listed", {})
-    config.curriculum.update(fields)
-    config.curriculum.listed.update(listed)
-    return config
 
 
 def column(curriculum: Curriculum, field: str) -> list[float]:
@@ -210,85 +195,7 @@ def test_sizes_are_monotone_and_end_at_the_last(
         assert sizes[-1] == last
 
 
-# Durations
-
-sizes = {"batch_size": st.integers(1, 10**5), "num_examples": st.integers(1, 10**8)}
-
-
-def one_duration(name: str, **given: float) -> ConfigDict:
-    section = ConfigDict()
-    duration(section, name, **given)
-    return section
-
-
-@given(steps=st.integers(1, 10**7), total_steps=st.integers(1, 10**7), **sizes)
-def test_the_units_agree(steps: int, total_steps: int, batch_size: int, num_examples: int) -> None:
-    run = {"batch_size": batch_size, "num_examples": num_examples, "total_steps": total_steps}
-    same = {
-        "steps": steps,
-        "examples": steps * batch_size,
-        "epochs": steps * batch_size / num_examples,
-        "percent": 100 * steps / total_steps,
-    }
-    for unit, value in same.items():
-        assert steps_of(one_duration("log", **{unit: value}), "log", **run) == pytest.approx(steps, rel=1e-12)
-
-
-def test_durations_by_hand() -> None:
-    run = {"batch_size": 4096, "num_examples": IMAGENET, "total_steps": 107336}
-    assert steps_of(one_duration("decay", epochs=2.4), "decay", **run) == pytest.approx(736.0219, abs=1e-4)
-    assert int(steps_of(one_duration("warmup", epochs=5.0), "warmup", **run)) == 1533
-    assert steps_of(one_duration("log", percent=25.0), "log", **run) == 26834
-    assert steps_of(one_duration("log", examples=2048), "log", **run) == 0.5
-    # In floats 0.29 * 100 is 28.999999999999996, which would lose a step.
-    assert steps_of(one_duration("log", epochs=0.29), "log", batch_size=1, num_examples=100) == 29
-
-
-def test_only_the_warmup_may_be_zero() -> None:
-    assert steps_of(one_duration("warmup", steps=0), "warmup", batch_size=1, num_examples=1) == 0
-    with pytest.raises(UserError, match=r"config\.log_steps is 0; it must be more than 0"):
-        steps_of(one_duration("log", steps=0), "log", batch_size=1, num_examples=1)
-    with pytest.raises(UserError, match=r"config\.schedule\.warmup_epochs is -1.0; it must be 0 or more"):
-        steps_of(one_duration("warmup", epochs=-1.0), "warmup", batch_size=1, num_examples=1)
-
-
-@pytest.mark.parametrize("value", [-5.0, 0.0, float("nan"), float("inf")])
-def test_a_length_is_positive(value: float) -> None:
-    with pytest.raises(UserError, match=rf"config\.total_epochs is {value}; it must be more than 0"):
-        make_curriculum(config_of({"epochs": value}), IMAGENET)
-
-
-@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(UNITS, 2)))
-def test_two_units_are_one_too_many(one: str, other: str) -> None:
-    config = one_duration("total", **{one: 3, other: 4})
-    with pytest.raises(UserError) as error:
-        steps_of(config, "total", batch_size=2, num_examples=4, total_steps=10)
-    for words in (f"config.total_{one}=3", f"config.total_{other}=4", "keep one of them"):
-        assert words in str(error.value)
-
-
-def test_a_section_is_part_of_the_hint() -> None:
-    config = defaults()
-    config.schedule.warmup_steps = 7
-    with pytest.raises(UserError, match=r"config\.schedule\.warmup_steps=7 and config\.schedule\.warmup_epochs=5"):
-        steps_of(config.schedule, "warmup", batch_size=2, num_examples=4)
-
-
-def test_no_unit_is_one_too_few() -> None:
-    with pytest.raises(UserError, match=r"'log' is not given; set one of config\.log_steps, .*, config\.log_percent"):
-        steps_of(one_duration("log"), "log", batch_size=2, num_examples=4)
-    with pytest.raises(
-        UserError, match=r"set one of config\.total_steps, config\.total_epochs, config\.total_examples$"
-    ):
-        make_curriculum(config_of({"epochs": None}), IMAGENET)
-
-
-def test_the_run_is_no_percentage() -> None:
-    with pytest.raises(UserError, match=r"config\.total_percent has no whole to be a share of"):
-        make_curriculum(config_of({"percent": 50.0}), IMAGENET)
-
-
-# Values by hand
+# Listed values
 
 
 def test_listed_values_are_taken_as_they_are() -> None:
@@ -318,67 +225,3 @@ def test_listed_epochs_of_a_run_in_epochs() -> None:
     """10 epochs of 7 examples in batches of 4 are 17.5 steps: ends at 1.75, 7 and 17.5, cut off."""
     config = config_of({"epochs": 10.0}, 4, num_stages=3, listed={"duration_epochs": (1, 3, 6)})
     assert [stage.end_step for stage in make_curriculum(config, 7).stages] == [1, 7, 17]
-
-
-@pytest.mark.parametrize(
-    ("total", "listed", "message"),
-    [
-        (
-            {"epochs": 350.0},
-            {"duration_epochs": (87, 87, 87, 87)},
-            r"listed\.duration_epochs adds up to 348 epochs, but the run has 350",
-        ),
-        ({"steps": 100}, {"duration_percent": (25, 25, 25, 24)}, r"adds up to 99 percent, but the run has 100"),
-        ({"steps": 100}, {"duration_steps": (25, 25, 25, 26)}, r"adds up to 101 steps, but the run has 100"),
-        (
-            {"steps": 100},
-            {"duration_steps": (25,) * 4, "duration_percent": (25,) * 4},
-            r"duration_steps and config\.curriculum\.listed\.duration_percent are both given",
-        ),
-        ({"steps": 100}, {"duration_steps": (50, 50)}, r"duration_steps has 2 values, but .*num_stages is 4"),
-        ({"steps": 100}, {"duration_steps": (50, 50, 50, -50)}, r"duration_steps has the value -50; it must be more"),
-        ({"steps": 100}, {"duration_percent": (50, 0.5, 0.4, 49.1)}, r"stage 2 has no step: the run has 100 steps"),
-        ({"steps": 3}, {}, r"stage 1 has no step: the run has 3 steps for config\.curriculum\.num_stages=4"),
-        ({"examples": 5}, {}, r"stage 1 has no step: the run has 0 steps"),
-    ],
-)
-def test_durations_that_do_not_fit(total: dict[str, Any], listed: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make_curriculum(config_of(total, listed=listed), IMAGENET)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"image_size": (0, 300)}, r"image_size has the value 0; it must be a whole number of pixels from 1"),
-        (
-            {"image_size": (15, 300), "image_size_multiple": 32},
-            r"image_size gives 0 in stage 1 at image_size_multiple=32",
-        ),
-        ({"image_size_multiple": 0}, r"image_size_multiple is 0; it must be a whole number from 1"),
-        ({"randaugment_magnitude": (-1.0, 5.0)}, r"randaugment_magnitude has the value -1\.0"),
-        ({"mixup_alpha": (0.0, -0.2)}, r"mixup_alpha has the value -0\.2; it must be 0 \(off\) or more"),
-        ({"cutmix_alpha": (0.0, float("nan"))}, r"cutmix_alpha has the value nan"),
-        ({"dropout_rate": (0.1, 1.0)}, r"dropout_rate has the value 1\.0; it must be from 0 to below 1"),
-        ({"survival_probability": (0.0, 0.8)}, r"survival_probability has the value 0\.0; it must be above 0 and at"),
-        ({"accumulation_steps": 0}, r"accumulation_steps has the value 0; it must be a whole number from 1"),
-        ({"accumulation_steps": 3}, r"accumulation_steps is 3 in stage 1, .* config\.global_batch_size=4096"),
-        ({"listed": {"accumulation_steps": (1, 1, 1, 5)}}, r"accumulation_steps is 5 in stage 4"),
-        ({"listed": {"image_size": (128, 160)}}, r"listed\.image_size has 2 values, but .*num_stages is 4"),
-        ({"listed": {"image_size": (128, 160, 192.5, 224)}}, r"listed\.image_size has the value 192\.5"),
-        ({"listed": {"dropout_rate": (0.1, 0.1, 0.1, 2.0)}}, r"listed\.dropout_rate has the value 2\.0"),
-        ({"listed": {"remat": (0, 1, 1, 1)}}, r"listed\.remat has the value 0; it must be True or False"),
-        ({"mixup_alpha": (0.0, 0.1, 0.2)}, r"mixup_alpha is \(0\.0, 0\.1, 0\.2\); it needs a range \(first, last\)"),
-        ({"num_stages": 0}, r"num_stages is 0; it must be a whole number from 1"),
-        ({"recipe": "papers"}, r"recipe 'papers' is unknown; did you mean 'paper'\?"),
-        ({"recipe": "torch"}, r"recipe 'torch' is unknown; known: paper, automl"),
-    ],
-)
-def test_values_out_of_range(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make_curriculum(config_of(**fields), IMAGENET)
-
-
-def test_the_batch_size_is_positive() -> None:
-    with pytest.raises(UserError, match=r"config\.global_batch_size is 0; it must be a whole number from 1"):
-        make_curriculum(config_of(batch_size=0), IMAGENET)

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from effv2_jax.config import UNITS, flatten
-from effv2_jax.config.validate import check_ranges
+from effv2_jax.config.validate import validate
 from effv2_jax.errors import UserError, one_line
 
 
@@ -23,7 +23,7 @@ def load_config(file_and_argument: str, overrides: list[str]) -> ConfigDict:
       UserError: no such file, an unknown field, or a value that it cannot have.
     """
     config = _read_config(file_and_argument, overrides)
-    check_ranges(config)
+    validate(config)
     return config
 
 

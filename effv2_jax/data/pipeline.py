@@ -1,10 +1,10 @@
-"""Batches: order, augmentation, padding, and what happens to broken images. Grain runs it in threads or processes.
+"""Batches: order, augmentation, padding and broken images. Grain runs the pipeline in threads or processes.
 
-The position in the input is the step. Stream position j is place j % N of epoch j // N; batch k of B examples holds
-positions kB to (k + 1)B, and process p of P makes the p-th of P equal runs of them. So the global batch k is a
-function of (seed, k) alone: any number of processes, workers and threads gives the same, and a run resumes anywhere at
-no cost. One iterator goes through all stages: while the last batches of a stage are trained on, the first of the next
-stage are made.
+The position in the input is the step. Stream position j is place j % N of epoch j // N. Batch k of B examples holds the
+positions kB to (k + 1)B, of which process p of P makes the p-th of P equal runs. So the global batch k is a function of
+(seed, k) alone: it is the same with any number of processes, workers and threads, and a run resumes at any step at no
+cost. One iterator covers all stages: the first batches of a stage are made while the last batches of the stage before
+it are trained on.
 """
 
 import dataclasses
@@ -21,28 +21,21 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage
-from effv2_jax.data.images.crop import (
-    EVALUATION_CROPS,
-    INTERPOLATIONS,
-    evaluation_crop,
-    random_flip,
-    random_resized_crop,
-)
+from effv2_jax.data.images.crop import evaluation_crop, random_flip, random_resized_crop
 from effv2_jax.data.images.decode import BrokenImage, Picture
 from effv2_jax.data.images.ops import noise_cutout
 from effv2_jax.data.images.randaugment import auto_augment, rand_augment
 from effv2_jax.data.source import Label, Source
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-AUGMENTATIONS = ("randaugment", "autoaugment", "cutout", "none")
-MAX_BROKEN_RUN = 100  # unreadable images in a row after which the data as a whole is taken to be unreadable
+MAX_BROKEN_RUN = 100  # consecutive unreadable images after which the whole data set counts as unreadable
 
 
 def place_in_epoch(position: int, num_examples: int, seed: int) -> tuple[int, int]:
-    """(epoch, index) of a stream position: each epoch visits every example once, in an order of its own.
+    """(epoch, index) of a stream position: each epoch visits every example once, in its own order.
 
-    The order is a keyed permutation that is computed for one place at a time, so nothing is stored.
+    The order is a keyed permutation that is computed place by place, so nothing is stored.
     """
     epoch, place = divmod(position, num_examples)
     if num_examples == 1:
@@ -53,7 +46,7 @@ def place_in_epoch(position: int, num_examples: int, seed: int) -> tuple[int, in
 
 
 def example_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """What decides an example's augmentation in an epoch: first the crop, then the flip, then the rest."""
+    """The random draws of an example's augmentation in an epoch: first the crop, then the flip, then the operations."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch, index))))
 
 
@@ -65,7 +58,7 @@ def _order_key(seed: int, epoch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TrainExamples:
-    """Random access to the augmented examples of this process: element i belongs to batch start_step + i // b."""
+    """Random access to this process's augmented examples: element i belongs to batch start_step + i // local batch."""
 
     source: Source
     config: ConfigDict
@@ -99,7 +92,7 @@ class TrainExamples:
                 if not self.config.data.skip_broken:
                     raise UserError(_broken_sentence(self.source, index, error)) from None
                 broken = index if broken < 0 else broken
-                # The next places of the same epoch: what is drawn does not depend on process or worker.
+                # The next places of the same epoch, so that the replacement does not depend on process or worker.
                 _, index = place_in_epoch(epoch * size + (position + attempt + 1) % size, size, self.config.seed)
         else:
             raise UserError(
@@ -110,7 +103,7 @@ class TrainExamples:
         return {"image": image, "label": labels, "broken": np.int32(broken)}
 
     def augment(self, picture: Picture, epoch: int, index: int, stage: Stage) -> np.ndarray:
-        """What `stage` trains on of example `index` in an epoch, before mixing: uint8 [S, S, 3]."""
+        """Example `index` as `stage` trains on it in an epoch, before mixing: uint8 [S, S, 3]."""
         rng = example_generator(self.config.seed, epoch, index)
         data = self.config.data
         image = random_resized_crop(
@@ -135,7 +128,7 @@ class TrainExamples:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationExamples:
-    """Random access to this process's share of the evaluation batches, padded at the end with masked black images."""
+    """Random access to this process's part of the evaluation batches, padded at the end with masked black images."""
 
     source: Source
     config: ConfigDict
@@ -174,18 +167,6 @@ class EvaluationExamples:
         return example | {"image": image, "label": labels, "mask": np.bool_(True)}
 
 
-def check_input(config: ConfigDict, process_count: int) -> None:
-    """Raises UserError where the config names what the input does not know, or the processes do not divide a batch."""
-    data = config.data
-    check_known("config.data.augmentation", data.augmentation, AUGMENTATIONS)
-    check_known("config.data.interpolation", data.interpolation, INTERPOLATIONS)
-    check_known("config.data.evaluation_crop", data.evaluation_crop, EVALUATION_CROPS)
-    sizes = {"global_batch_size": config.global_batch_size, "evaluation.batch_size": config.evaluation.batch_size}
-    for field, batch_size in sizes.items():
-        if batch_size % process_count:
-            raise UserError(f"config.{field}={batch_size} is not a multiple of the {process_count} processes")
-
-
 def train_batches(
     source: Source,
     config: ConfigDict,
@@ -195,17 +176,16 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Generator[Batch, None, None]:
-    """This process's part of the batches from `start_step` to the end of the run, each of its stage's size S.
+    """This process's part of the batches from `start_step` to the end of the run, at the image size S of each stage.
 
     Yields:
-      {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'broken': int32 [b]}, b = global_batch_size / process_count;
-      with data.max_labels above 1 'label' is [b, max_labels], filled up with -1; 'broken' is the index of an unreadable
+      {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'broken': int32 [b]}, b = global_batch_size / process_count.
+      With data.max_labels above 1 'label' is [b, max_labels], padded with -1. 'broken' is the index of an unreadable
       example that the next readable one replaces, or -1.
 
     Raises:
-      UserError: the processes do not divide the batch; an image cannot be read and `data.skip_broken` is off.
+      UserError: an image cannot be read and `data.skip_broken` is off, or MAX_BROKEN_RUN in a row cannot be read.
     """
-    check_input(config, process_count)
 
     def batches(start_step: int) -> Generator[Batch, None, None]:
         examples = TrainExamples(source, _frozen(config), curriculum, start_step, process_index, process_count)
@@ -217,23 +197,22 @@ def train_batches(
 def evaluation_batches(
     source: Source, config: ConfigDict, *, process_index: int = 0, process_count: int = 1
 ) -> Generator[Batch, None, None]:
-    """This process's part of one pass over all examples, in order; every process makes the same number of batches.
+    """This process's part of one pass over all examples in order; every process makes the same number of batches.
 
     Yields:
       {'image': uint8 [b, S, S, 3], 'label': int32 [b], 'mask': bool [b], 'broken': int32 [b]}, b =
-      evaluation.batch_size / process_count; the mask is off for padding and for unreadable images, whose index is in
+      evaluation.batch_size / process_count. The mask is False for padding and for unreadable images, whose index is in
       'broken' (-1 elsewhere).
 
     Raises:
-      UserError: as `train_batches`.
+      UserError: an image cannot be read and `data.skip_broken` is off.
     """
-    check_input(config, process_count)
     examples = EvaluationExamples(source, _frozen(config), process_index, process_count)
     return _batches(examples, config.evaluation.batch_size // process_count, config)
 
 
 class BrokenCounter:
-    """Counts the unreadable images of a source and names each once in the log."""
+    """Counts the unreadable images of a source and logs each of them once."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -244,7 +223,7 @@ class BrokenCounter:
         return len(self._seen)
 
     def update(self, batch: Batch) -> None:
-        """Takes the 'broken' indices of a batch."""
+        """Reads the 'broken' indices of a batch."""
         for index in map(int, batch["broken"][batch["broken"] >= 0]):
             if index not in self._seen:
                 self._seen.add(index)
@@ -252,22 +231,22 @@ class BrokenCounter:
 
 
 def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Batch, None, None]:
-    """Batches of `examples`, prefetched; threads and processes end with the iterator, used up or closed."""
+    """Prefetched batches of `examples`; threads and processes end when the iterator is exhausted or closed."""
     data = config.data
     dataset = grain.MapDataset.source(examples)
     ahead = data.prefetch_batches
     if data.num_workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, which no command line of ours sets
-        # Whole batches, one process each: few large messages.
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which this command line does not parse
+        # Each worker process makes whole batches: few large messages.
         options = grain.ReadOptions(num_threads=min(data.num_threads or 2, ahead), prefetch_buffer_size=ahead)
         workers = grain.MultiprocessingOptions(num_workers=data.num_workers, per_worker_buffer_size=ahead)
         iterable = (
             dataset.batch(batch_size).to_iter_dataset(options).mp_prefetch(workers, worker_init_fn=_ignore_signals)
         )
     else:
-        # Parts of a batch, so that all threads work on the next one, but not single examples: the calling thread
-        # pays for each element, at 0.2 ms that is 60 ms for 256.
+        # An element is a part of a batch, so that all threads work on the next batch. It is not a single example: each
+        # element costs the calling thread 0.2 ms, which would be 60 ms for a batch of 256.
         # More threads than cores wait for each other: on 2 cores 16 threads are half as fast as 2.
         num_threads = data.num_threads or available_cores()
         part = _part_size(batch_size, num_threads)
@@ -278,7 +257,7 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
     try:
         for batch in iterator:
             if data.num_workers:
-                # Out of shared memory, which an array that outlives the iterator would leak.
+                # Copied out of shared memory, which an array that outlives the iterator would leak.
                 copy = {name: np.array(value) for name, value in batch.items()}
                 del batch
                 yield copy
@@ -288,27 +267,29 @@ def _batches(examples: Any, batch_size: int, config: ConfigDict) -> Generator[Ba
     finally:
         iterator.close()
         if data.num_workers:
-            # Where a worker came to its end, the exception that said so and the iterator keep each other, and the last
-            # batches in shared memory.
+            # After a worker ends, its final exception and the iterator refer to each other and keep the last batches in
+            # shared memory.
             del iterator
             gc.collect()
 
 
-def _labels(label: Label, most: int, source: Source, index: int) -> np.ndarray | np.int32:
-    """int32, or where an example may have several int32 [most], filled up with -1."""
-    several = label if isinstance(label, tuple) else (label,)
-    if len(several) > most:
+def _labels(label: Label, max_labels: int, source: Source, index: int) -> np.ndarray | np.int32:
+    """The label as int32, or if an example may have several, int32 [max_labels], padded with -1."""
+    labels = label if isinstance(label, tuple) else (label,)
+    if len(labels) > max_labels:
         raise UserError(
-            f"{source.describe(index)} has {len(several)} labels, and config.data.max_labels is {most}; it must be as "
-            "large as any example needs"
+            f"{source.describe(index)} has {len(labels)} labels, and config.data.max_labels is {max_labels}; it must "
+            "be as large as any example needs"
         )
-    return np.int32(several[0]) if most == 1 else np.array([*several, *[-1] * (most - len(several))], np.int32)
+    if max_labels == 1:
+        return np.int32(labels[0])
+    return np.array([*labels, *[-1] * (max_labels - len(labels))], np.int32)
 
 
 def _reused(
     batches: Callable[[int], Generator[Batch, None, None]], curriculum: Curriculum, start_step: int
 ) -> Generator[Batch, None, None]:
-    """The first batch of each stage for all of its steps."""
+    """The first batch of each stage, repeated for all of its steps."""
     for stage in curriculum.stages:
         if stage.end_step > start_step:
             iterator = batches(stage.start_step)
@@ -319,26 +300,26 @@ def _reused(
 
 
 def _ignore_signals(worker_index: int, worker_count: int) -> None:
-    """A request to leave often goes to all processes of a job; the main one still needs its workers then."""
+    """A stop signal often reaches all processes of a job, but the main process still needs its workers."""
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
 
 
 def available_cores() -> int:
-    """That this process may use; Linux knows of less than all."""
+    """The number of cores that this process may use; on Linux that may be fewer than all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _part_size(batch_size: int, num_threads: int) -> int:
-    """The largest divisor of a batch, up to 16, that still gives every thread a part."""
-    most = max(1, min(16, batch_size // num_threads))
-    return next(part for part in range(most, 0, -1) if batch_size % part == 0)
+    """The largest divisor of a batch, at most 16, that leaves a part for every thread."""
+    largest = max(1, min(16, batch_size // num_threads))
+    return next(part for part in range(largest, 0, -1) if batch_size % part == 0)
 
 
 def _broken_sentence(source: Source, index: int, error: BrokenImage) -> str:
-    return f"cannot read {source.describe(index)}: {error}; --config.data.skip_broken=True goes on without it"
+    return f"cannot read {source.describe(index)}: {error}; --config.data.skip_broken=True skips it"
 
 
 def _frozen(config: ConfigDict) -> Any:
-    """A copy that no later change reaches, and that worker processes can unpickle."""
+    """A copy that later changes do not affect and that worker processes can unpickle."""
     return config.copy_and_resolve_references()

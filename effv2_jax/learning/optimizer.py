@@ -4,7 +4,6 @@ The defaults are those of google/automl `efficientnetv2/hparams.py` and `utils.p
 as L2 in the loss, a linear warm-up and a staircase that counts from step 0.
 """
 
-import math
 import re
 from typing import Any
 
@@ -14,13 +13,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import steps_of
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.config import steps_of
+from effv2_jax.errors import UserError
 
-SCHEDULES = ("exponential", "cosine", "linear", "constant")
-OPTIMIZERS = ("rmsprop", "sgd", "adamw", "lamb")
-WEIGHT_DECAY_MODES = ("l2", "decoupled")
-# The fields of ordered (pattern, factor) over the parameters, and what their factors multiply.
+# The fields that hold ordered (pattern, factor) over the parameters, and what their factors multiply.
 FACTORS = {"weight_decay_mask": "weight decay", "learning_rate_multipliers": "learning rate"}
 
 
@@ -28,7 +24,7 @@ def make_schedule(config: ConfigDict, *, num_examples: int, total_steps: int) ->
     """The learning rate as a function of the step: int [] -> float32 [].
 
     With peak = learning_rate_per_256 * global_batch_size / 256 and W = int(warm-up steps), the rate is peak * step / W
-    before step W. From there on it is what a decay that began at step 0 has come to, so it drops where the warm-up ends
+    before step W. From step W on it follows a decay that began at step 0, so it drops where the warm-up ends
     (google/automl `efficientnetv2/utils.py`, WarmupLearningRateSchedule):
 
     - exponential: peak * decay_rate^floor(step / decay_steps)
@@ -37,27 +33,23 @@ def make_schedule(config: ConfigDict, *, num_examples: int, total_steps: int) ->
     - constant: peak
 
     Args:
-      config: the whole experiment's.
+      config: of the whole experiment.
       num_examples: training examples in an epoch.
       total_steps: length of the run in optimizer steps.
-
-    Raises:
-      UserError: an unknown schedule, or a duration that is missing or given twice.
     """
     schedule = config.schedule
-    check_known("config.schedule.name", schedule.name, SCHEDULES)
     run = {"batch_size": config.global_batch_size, "num_examples": num_examples, "total_steps": total_steps}
     peak = config.optimizer.learning_rate_per_256 * config.global_batch_size / 256
     warmup_steps = int(steps_of(schedule, "warmup", **run))
 
-    # The part of the run that is left: exact near the end, where 1 + cos(...) would cancel.
+    # The share of the run that remains; it is exact near the end, where 1 + cos(...) would cancel.
     def remaining(step: jax.Array) -> jax.Array:
         return jnp.maximum(total_steps - step, 0) / total_steps
 
     if schedule.name == "exponential":
         decay_steps = steps_of(schedule, "decay", **run)
-        # A stair's length need not be a whole number and a float32 quotient can miss its edge, so the edges are found
-        # here. The factor undoes float64's rounding where an edge is a whole number, and is too near 1 to move others.
+        # The length of a stair may be fractional, and a float32 quotient can miss its edge, so the edges are computed
+        # here. The factor undoes float64's rounding of an edge at a whole number; it is too close to 1 to move others.
         stairs = np.arange(int(total_steps / decay_steps) + 1)
         edges = np.ceil(stairs[1:] * decay_steps * (1 - 1e-12)).astype(np.int32)
         rates = (peak * schedule.decay_rate ** stairs.astype(np.float64)).astype(np.float32)
@@ -85,20 +77,8 @@ def make_schedule(config: ConfigDict, *, num_examples: int, total_steps: int) ->
 
 
 def _first_matches(config: ConfigDict, field: str, params: Any) -> list[tuple[str, Any, int]]:
-    """(path, array, index of the first rule found in the path) of every parameter."""
-    where = f"config.optimizer.{field}"
-    patterns = []
-    for rule in config.optimizer[field]:
-        try:
-            pattern, factor = rule
-            patterns.append(re.compile(pattern))
-            factor = float(factor)
-        except re.error as error:
-            raise UserError(f"{where}: '{pattern}' is no regular expression: {error}") from None
-        except (TypeError, ValueError):
-            raise UserError(f"{where} needs pairs ('pattern', factor), not {rule!r}") from None
-        if not 0 <= factor < math.inf:
-            raise UserError(f"{where}: the factor of '{pattern}' is {factor:g}; it must be finite and not negative")
+    """(path, array, index of the first rule whose pattern matches in the path) of every parameter."""
+    patterns = [re.compile(pattern) for pattern, _ in config.optimizer[field]]
     matches, unmatched = [], []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -108,21 +88,24 @@ def _first_matches(config: ConfigDict, field: str, params: Any) -> list[tuple[st
         else:
             matches.append((path, leaf, index))
     if unmatched:
-        raise UserError(f"{where} matches none of {', '.join(unmatched)}; a last rule ('.*', 1.0) would match the rest")
+        raise UserError(
+            f"config.optimizer.{field} matches none of {', '.join(unmatched)}; a last rule ('.*', 1.0) would match the "
+            "rest"
+        )
     return matches
 
 
 def parameter_factors(config: ConfigDict, field: str, params: Any) -> Any:
-    """A tree like `params` of the floats that a key of FACTORS gives.
+    """A tree like `params` of the factors by one of the fields FACTORS.
 
     Args:
-      config: the whole experiment's; `config.optimizer[field]` holds ordered (pattern, factor), of which the first
-        pattern that `re.search` finds in a parameter's path gives the factor.
+      config: of the whole experiment. `config.optimizer[field]` holds ordered (pattern, factor); the first pattern that
+        `re.search` finds in a parameter's path gives the factor.
       field: a key of FACTORS.
       params: nested dictionary of arrays or shapes; a parameter's path is its keys joined by '/'.
 
     Raises:
-      UserError: a parameter that no rule matches (all are listed), or a malformed rule.
+      UserError: a parameter that no rule matches; all of them are listed.
     """
     rules = config.optimizer[field]
     factors = [float(rules[index][1]) for _, _, index in _first_matches(config, field, params)]
@@ -130,21 +113,25 @@ def parameter_factors(config: ConfigDict, field: str, params: Any) -> Any:
 
 
 def describe_factors(config: ConfigDict, field: str, params: Any) -> list[str]:
-    """One line a rule: the parameters it decides and the first of them. Arguments and errors of `parameter_factors`."""
+    """One line per rule: how many parameters have its factor, and the first of them.
+
+    Arguments and errors are those of `parameter_factors`.
+    """
     matches = _first_matches(config, field, params)
     lines = []
     for index, (pattern, factor) in enumerate(config.optimizer[field]):
-        found = [(path, leaf) for path, leaf, decided_by in matches if decided_by == index]
-        arrays, values = len(found), sum(leaf.size for _, leaf in found)
-        example = f", first {found[0][0]}" if found else ""
+        matched = [(path, leaf) for path, leaf, first in matches if first == index]
+        num_values = sum(leaf.size for _, leaf in matched)
+        example = f", first {matched[0][0]}" if matched else ""
         lines.append(
-            f"{FACTORS[field]} x {float(factor):g} by '{pattern}': {arrays} parameters, {values:,} values{example}"
+            f"{FACTORS[field]} x {float(factor):g} by '{pattern}': {len(matched)} parameters, {num_values:,} values"
+            f"{example}"
         )
     return lines
 
 
 def _add_decay(updates: Any, params: Any, decays: Any, scale: Any = 1.0) -> Any:
-    # Zero decays are known while tracing: they cost nothing.
+    # Zero decays are known at trace time, so they cost nothing.
     return jax.tree.map(lambda u, p, decay: u + (scale * decay) * p if decay else u, updates, params, decays)
 
 
@@ -164,8 +151,8 @@ def _add_scheduled_decay(schedule: optax.Schedule, decays: Any) -> optax.Gradien
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
     """The chain weight decay ('l2') -> clipping -> optimizer -> multipliers; `update` needs the parameters.
 
-    - rmsprop: m = momentum * m + lr * g / sqrt(r + epsilon) with r, the mean square, from ones; w -= m. TensorFlow's
-      (`tensorflow/python/training/rmsprop.py`): the learning rate is inside the momentum.
+    - rmsprop: m = momentum * m + lr * g / sqrt(r + epsilon), where the mean square r starts at one; w -= m. This is
+      TensorFlow's (`tensorflow/python/training/rmsprop.py`): the learning rate is inside the momentum.
     - sgd: m = momentum * m + g; w -= lr * m.
     - adamw: arXiv 1711.05101 as `optax.adamw`.
     - lamb: arXiv 1904.00962, Algorithm 2, with a trust ratio for each parameter array.
@@ -174,24 +161,22 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     clipping, as if 0.5 * d * |w|^2 were in the loss (with adamw this is plain Adam). 'decoupled' takes lr * d * w from
     the parameter, outside the momentum; in lamb it is inside the trust ratio.
 
-    learning_rate_multipliers multiply the finished update and nothing that the optimizer remembers. A parameter whose
-    multiplier is 0 is frozen: its update is 0, it has no state, and clipping does not count it. `parameter_factors`
-    tells how the rules of both fields match.
+    learning_rate_multipliers multiply the finished update, not the optimizer's state. A parameter whose multiplier is 0
+    is frozen: its update is 0, it has no state, and clipping does not count it. `parameter_factors` documents how the
+    rules of both fields match.
 
     Args:
-      config: the whole experiment's.
+      config: of the whole experiment.
       schedule: learning rate by step.
       params: the parameters, or their shapes.
 
     Raises:
-      UserError: an unknown name, or a mask or multipliers that do not fit `params`.
+      UserError: a parameter that the mask or the multipliers do not match.
     """
     optimizer = config.optimizer
-    check_known("config.optimizer.name", optimizer.name, OPTIMIZERS)
-    check_known("config.optimizer.weight_decay_mode", optimizer.weight_decay_mode, WEIGHT_DECAY_MODES)
     factors, rates = (parameter_factors(config, field, params) for field in FACTORS)
     frozen = jax.tree.map(lambda rate: rate == 0, rates)
-    # Optax leaves this node where it hides a frozen parameter from the chain.
+    # Optax puts this node in place of a frozen parameter, which it hides from the chain.
     decays = jax.tree.map(
         lambda factor, hidden: optax.MaskedNode() if hidden else optimizer.weight_decay * factor, factors, frozen
     )
@@ -202,7 +187,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
 
     if optimizer.name == "rmsprop":
         rms = optax.scale_by_rms(optimizer.decay, optimizer.epsilon, initial_scale=1.0, eps_in_sqrt=True)
-        # The learning rate is already in the momentum, so a decay outside of it scales itself.
+        # The learning rate is already in the momentum, so a decay outside the momentum applies it by itself.
         last = optax.identity() if l2 else _add_scheduled_decay(schedule, decays)
         chain = [rms, descend, optax.trace(optimizer.momentum), last]
     elif optimizer.name == "sgd":
@@ -216,7 +201,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     if optimizer.clip_norm:
         before.append(optax.clip_by_global_norm(optimizer.clip_norm))
     optimize = optax.chain(*before, *chain)
-    # By default the state is that of the chain alone.
+    # Without frozen parameters and multipliers the state is that of the chain alone.
     if any(jax.tree.leaves(frozen)):
         optimize = optax.selective_transform(optimize, freeze_mask=frozen)
     if any(rate not in (0, 1) for rate in jax.tree.leaves(rates)):

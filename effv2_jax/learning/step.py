@@ -1,10 +1,9 @@
-"""The pure training and evaluation steps; one of each is compiled for every stage.
+"""The pure training and evaluation steps. A training step is compiled for every stage, the evaluation step once.
 
-Everything here is a function of its arguments: random numbers come from (seed, stream, step), so nothing random is
-stored and adding a stream changes no other.
+Everything here is a function of its arguments: random numbers come from (seed, stream, step), so no random state is
+stored and a new stream does not change the others.
 """
 
-import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import Curriculum, Stage
-from effv2_jax.errors import UserError
+from effv2_jax.config.stage_values import split_unit
+from effv2_jax.curriculum import Stage
 from effv2_jax.learning.ema import update_ema
 from effv2_jax.learning.losses import make_loss, smoothed_targets
 from effv2_jax.learning.mixing import mix
@@ -31,7 +30,7 @@ Metrics = dict[str, Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """What training changes. `ema` holds averages of {'params', 'batch_stats'}, or is empty where EMA is off."""
+    """What training changes. `ema` holds averages of {'params', 'batch_stats'}; it is empty if EMA is off."""
 
     step: Array  # int32: optimizer steps done
     params: Any
@@ -46,7 +45,7 @@ class TrainState:
 
     @property
     def sets(self) -> dict[str, Any]:
-        """The sets of weights worth using: {'raw': variables, 'ema': variables}, without 'ema' where it is off."""
+        """The sets of weights to use: {'raw': variables, 'ema': variables}, without 'ema' if EMA is off."""
         return {"raw": self.variables} | ({"ema": self.ema} if self.ema else {})
 
 
@@ -57,13 +56,13 @@ def random_stream(seed: int, name: str, step: Array | int) -> Array:
 
 def initial_variables(model: EfficientNet, seed: int) -> dict[str, Any]:
     """Fresh {'params', 'batch_stats'} from the stream 'init'."""
-    # Two images of 32 px: parameters do not depend on the size, and a small one is quick to trace.
+    # Two images of 32 px: parameters do not depend on the size, and small images are quick to trace.
     variables: Any = model.init({"params": random_stream(seed, "init", 0)}, jnp.zeros((2, 32, 32, 3), model.dtype))
     return variables
 
 
 def initial_state(model: EfficientNet, optimizer: optax.GradientTransformation, config: ConfigDict) -> TrainState:
-    """The state at step 0; the averages start at the initial values."""
+    """The state at step 0. The averages start at the initial values."""
     variables = initial_variables(model, config.seed)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -75,41 +74,10 @@ def initial_state(model: EfficientNet, optimizer: optax.GradientTransformation, 
     )
 
 
-def split_unit(config: ConfigDict) -> int:
-    """Consecutive examples that stay in one micro-batch: whole batch-norm groups, and quadruples of `mixing.mix`."""
-    return math.lcm(4, config.batch_norm.group_size or 4)
-
-
-def check_batch(config: ConfigDict, curriculum: Curriculum, num_devices: int) -> None:
-    """Raises UserError, with every reason, where a batch cannot be divided as the config asks."""
-    batch, group = config.global_batch_size, config.batch_norm.group_size
-    faults = []
-    if batch % num_devices:
-        faults.append(f"the {num_devices} devices do not divide it")
-    if config.evaluation.batch_size % num_devices:
-        faults.append(
-            f"the {num_devices} devices do not divide config.evaluation.batch_size={config.evaluation.batch_size}"
-        )
-    for stage in curriculum.stages:
-        micro, rest = divmod(batch, stage.accumulation_steps)
-        where = f"stage {stage.index + 1}: "
-        if rest:
-            faults.append(f"{where}accumulation_steps={stage.accumulation_steps} does not divide it")
-        elif stage.accumulation_steps > 1 and batch % (stage.accumulation_steps * split_unit(config)):
-            faults.append(f"{where}micro-batches of {micro} are not multiples of {split_unit(config)}")
-        elif group and micro % group:
-            faults.append(f"{where}batch_norm.group_size={group} does not divide a (micro-)batch of {micro}")
-        mixings = (stage.mixup_alpha > 0) + (stage.cutmix_alpha > 0)
-        if mixings and micro % (2 * mixings):
-            faults.append(f"{where}mixing needs a (micro-)batch of a multiple of {2 * mixings}, not {micro}")
-    if faults:
-        raise UserError(f"config.global_batch_size={batch} does not fit: " + "; ".join(faults))
-
-
 def split_batch(batch: Batch, num_parts: int, unit: int) -> Batch:
     """[B, ...] -> [num_parts, B / num_parts, ...]: part p takes every num_parts-th run of `unit` examples.
 
-    A device holds consecutive examples, so each device's share of every part is its own and nothing moves.
+    A device holds consecutive examples and keeps its share of every part, so no example moves between devices.
     """
 
     def split(x: Array) -> Array:
@@ -128,9 +96,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step of a stage.
 
-    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B] or [B, L]}. Metrics are scalars of the step before its
-    update: mean 'loss' and top-1 'accuracy' on the augmented (and mixed) images, 'gradient_norm' before clipping and
-    without frozen parameters, 'learning_rate', and 'finite'.
+    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B] or [B, L]}. The metrics are scalars from before the
+    update: the mean 'loss' and top-1 'accuracy' on the augmented (and mixed) images, 'gradient_norm' before clipping
+    and without frozen parameters, 'learning_rate', and 'finite'.
     """
     loss_of = make_loss(config.loss.name)
 
@@ -144,7 +112,7 @@ def make_train_step(
         images = normalize(batch["image"], config.data.normalization, model.dtype)
         targets = smoothed_targets(batch["label"], model.num_classes, config.loss.label_smoothing, config.loss.name)
         images, targets = mix(mixing_key, images, targets, stage.mixup_alpha, stage.cutmix_alpha)
-        # XLA leaves out what only the gradients of frozen parameters need.
+        # XLA removes what only the gradients of frozen parameters need.
         params = jax.tree.map(lambda p, rate: p if rate else jax.lax.stop_gradient(p), params, rates_of(params))
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -155,7 +123,7 @@ def make_train_step(
         )
         loss = loss_of(logits, targets).mean()
         accuracy = _is_label(logits.argmax(-1), batch["label"]).mean(dtype=jnp.float32)
-        # A frozen batch norm has no statistics of its groups.
+        # Frozen batch norms have no group statistics.
         return loss, ({"loss": loss, "accuracy": accuracy}, updates.get("group_stats", {}))
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
@@ -183,7 +151,7 @@ def make_train_step(
         grads, metrics, group_stats = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Frozen ones go on themselves: -0.0 plus an update of 0 would be 0.0.
+        # Frozen parameters are kept as they are: -0.0 plus an update of 0 would be 0.0.
         params = jax.tree.map(lambda old, new, rate: new if rate else old, state.params, params, rates_of(params))
         batch_stats = state.batch_stats
         if not config.batch_norm.frozen:
@@ -192,11 +160,11 @@ def make_train_step(
         if config.ema.decay:
             new = {"params": params, "batch_stats": batch_stats}
             ema = update_ema(ema, new, state.step, config.ema.decay, config.ema.warmup)
-        norm = optax.tree.norm(grads)
+        gradient_norm = optax.tree.norm(grads)
         metrics |= {
-            "gradient_norm": norm,
+            "gradient_norm": gradient_norm,
             "learning_rate": schedule(state.step),
-            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm),
+            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(gradient_norm),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
@@ -204,14 +172,14 @@ def make_train_step(
 
 
 def _is_label(classes_B: Array, labels: Array) -> Array:
-    """Whether a class is the label, int [B], or one of several, [B, L]."""
+    """bool [B]: whether a class is the label, int [B], or one of several labels, [B, L]."""
     return classes_B == labels if labels.ndim == 1 else (classes_B[:, None] == labels).any(1)
 
 
 def make_evaluation_step(config: ConfigDict, model: EfficientNet) -> Callable[[Any, Batch], Metrics]:
     """Sums over one padded batch {'image', 'label', 'mask'}: int32 'top1', 'top5', 'count' and float32 'loss'.
 
-    Of several labels the best-ranked one counts.
+    With several labels the best-ranked one counts.
     """
     loss_of = make_loss(config.loss.name)
 
@@ -222,8 +190,7 @@ def make_evaluation_step(config: ConfigDict, model: EfficientNet) -> Callable[[A
         targets = smoothed_targets(labels, model.num_classes, 0.0, config.loss.name)
 
         def rank_of(labels_B: Array) -> Array:
-            """A label's rank among the classes: how many score higher, or as high at a smaller index (as a stable sort
-            has it)."""
+            """How many classes rank before a label: score higher, or as high at a smaller index (a stable sort)."""
             score = jnp.take_along_axis(logits, labels_B[:, None], axis=1)
             smaller = jnp.arange(model.num_classes) < labels_B[:, None]
             return ((logits > score) | ((logits == score) & smaller)).sum(1)
@@ -233,7 +200,7 @@ def make_evaluation_step(config: ConfigDict, model: EfficientNet) -> Callable[[A
         else:
             ranks_BxL = jax.vmap(rank_of, in_axes=1, out_axes=1)(labels)
             rank = jnp.where(labels >= 0, ranks_BxL, model.num_classes).min(1)
-        # A NaN compares as false everywhere and would rank first.
+        # Comparisons with NaN are false, so a NaN would rank first.
         correct = mask & jnp.isfinite(logits).all(1)
         return {
             "top1": (correct & (rank < 1)).sum(dtype=jnp.int32),

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from effv2_jax.config import to_dict
+from effv2_jax.config.validate import warnings
 from effv2_jax.curriculum import Curriculum
 from effv2_jax.learning.optimizer import FACTORS, describe_factors
 from effv2_jax.monitoring.metrics import METRICS_FILE, Writers, make_writers
 from effv2_jax.monitoring.plots import draw_metrics
-from effv2_jax.monitoring.progress import Progress, describe_results, log, warnings_of
+from effv2_jax.monitoring.progress import Progress, describe_results, log
 from effv2_jax.monitoring.wandb_writer import WandbWriter
 from effv2_jax.network.types import PyTree
 
@@ -32,7 +33,7 @@ def describe_run(config: ConfigDict, curriculum: Curriculum, mesh: Mesh, sources
         f"{curriculum.total_steps} steps of {config.global_batch_size} in {len(curriculum.stages)} stages; "
         f"{mesh.size} {mesh.devices.flat[0].platform} devices in {jax.process_count()} processes"
     )
-    for warning in warnings_of(config, curriculum.total_steps, len(sources.train)):
+    for warning in warnings(config, len(sources.train), curriculum.total_steps):
         log(f"WARNING: {warning}")
 
 

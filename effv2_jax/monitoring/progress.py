@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from effv2_jax.curriculum import Curriculum, Stage, steps_of
+from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.errors import UserError
 from effv2_jax.monitoring.stopwatch import Stopwatch, clock
 from effv2_jax.runtime.memory import memory_mib
@@ -147,23 +146,6 @@ def _remaining_pixels(curriculum: Curriculum, step: int, batch_size: int) -> flo
         max(stage.end_step - max(step, stage.start_step), 0) * batch_size * stage.image_size**2
         for stage in curriculum.stages
     )
-
-
-def warnings_of(config: ConfigDict, total_steps: int, num_examples: int) -> list[str]:
-    """What is allowed, and rarely meant."""
-    batch, warnings = config.global_batch_size, []
-    warmup = steps_of(config.schedule, "warmup", batch_size=batch, num_examples=num_examples, total_steps=total_steps)
-    if warmup >= total_steps:
-        warnings.append(
-            f"the warm-up of {warmup:g} steps (config.schedule.warmup_*) is at least as long as the run of "
-            f"{total_steps}, which never comes to the peak of the learning rate"
-        )
-    if batch > num_examples:
-        warnings.append(
-            f"a batch of config.global_batch_size={batch} is more than the {num_examples:,} training examples: some "
-            "are in it more than once"
-        )
-    return warnings
 
 
 def stage_waits(stage: Stage, seconds: dict[str, float]) -> dict[str, float]:

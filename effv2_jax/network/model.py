@@ -13,7 +13,6 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Stage
-from effv2_jax.errors import check_known
 from effv2_jax.network.architecture import Architecture, get_architecture
 from effv2_jax.network.layers import BatchNorm, Conv, Dtype, Residual
 
@@ -119,17 +118,10 @@ def config_architecture(config: ConfigDict) -> Architecture:
 
 
 def make_model(config: ConfigDict, num_classes: int, platform: str, stage: Stage | None = None) -> EfficientNet:
-    """The network of a config, regularised as `stage` says (None: for evaluation), lowered for 'cpu', 'tpu', ..."""
+    """The network of a config, lowered for 'cpu', 'tpu', ..., with the regularization of `stage` (None: evaluation)."""
     lowering = config.model.lowering
     if lowering == "auto":
         lowering = fast_lowering(platform)
-    for field, value, known in (
-        ("dtype", config.dtype, ("float32", "bfloat16")),
-        ("model.lowering", lowering, ("native", "decomposed")),
-        ("model.padding", config.model.padding, ("same", "symmetric")),
-        ("data.normalization", config.data.normalization, tuple(NORMALIZATIONS)),
-    ):
-        check_known(f"config.{field}", value, known)
     return EfficientNet(
         config_architecture(config),
         num_classes,

@@ -13,9 +13,9 @@ import psutil
 from ml_collections import ConfigDict
 from rich.console import RenderableType
 
+from effv2_jax.config.validate import validate
 from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.learning.step import check_batch
 from effv2_jax.monitoring.tables import empty_table
 from effv2_jax.planning.cost_model import EVALUATION, CostModel, StepCost, silence_libtpu
 from effv2_jax.planning.slices import Slice, check_name, describe_slice
@@ -76,9 +76,8 @@ def describe_slices(config: ConfigDict, topologies: list[str], num_examples: int
     for name in topologies:
         check_name(name)
     slices = [run_isolated(name, describe_slice, name, initializer=silence_libtpu) for name in topologies]
-    curriculum = make_curriculum(config, num_examples)
     for tpu_slice in slices:
-        check_batch(config, curriculum, tpu_slice.devices)
+        validate(config, num_examples=num_examples, num_devices=tpu_slice.devices)
     return slices
 
 
@@ -106,7 +105,7 @@ def plan(
       UserError: an unknown topology, a batch that is not a multiple of its devices, or not one rate per stage.
       Unavailable: the process that compiled was killed.
     """
-    num_stages = len(make_curriculum(config, cost_model.num_examples).stages)
+    num_stages = config.curriculum.num_stages
     if images_per_core and (len(images_per_core) != num_stages or 0 in images_per_core):
         rates = ",".join(map(str, images_per_core))
         raise UserError(f"--images_per_core={rates} must be {num_stages} rates above 0, one for each stage")

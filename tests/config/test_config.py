@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from effv2_jax.cli.load_config import load_config
 from effv2_jax.config import defaults, duration, flat_lines, from_dict, parse_argument, to_dict
+from effv2_jax.config.validate import validate
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.errors import UserError
-from effv2_jax.learning.step import check_batch
 from effv2_jax.runtime.compiler import Compiler
 from effv2_jax.runtime.mesh import make_mesh
 
@@ -75,8 +75,8 @@ def test_shipped_configs_resolve_to_the_golden_text(name):
 def test_shipped_configs_are_accepted_by_all_that_reads_them(name):
     config = load(name)
     num_examples = config.data.num_examples or 1442
+    validate(config, num_examples=num_examples, num_devices=1, num_processes=1)
     curriculum = make_curriculum(config, num_examples)
-    check_batch(config, curriculum, 1)
     compiler = Compiler(config, curriculum, 10, num_examples, make_mesh())
     assert compiler.abstract_state.step.shape == ()
 
@@ -88,8 +88,9 @@ def test_every_default_is_kept_or_changed_but_none_added():
 
 
 def test_every_field_is_read_somewhere():
-    """No dead options: each name stands in the package outside of config.py, where it is only declared."""
-    sources = [path.read_text() for path in (ROOT / "effv2_jax").rglob("*.py") if path.name != "config.py"]
+    """No dead options: each name stands in the package outside of the files that declare and check it."""
+    declaring = ("fields.py", "rules.py")
+    sources = [path.read_text() for path in (ROOT / "effv2_jax").rglob("*.py") if path.name not in declaring]
     code = "\n".join(sources)
     units = "_(steps|epochs|examples|percent)$"
     for line in flat_lines(defaults()):
@@ -118,13 +119,32 @@ def test_a_config_survives_json():
     assert to_dict(from_dict(json.loads(json.dumps(to_dict(config))))) == to_dict(config)
 
 
-def test_a_config_of_another_version_is_named():
+def test_unknown_fields_of_another_version_are_named():
     values = to_dict(defaults())
     values["optimizer"]["momentun"] = values["optimizer"].pop("momentum")
-    with pytest.raises(
-        UserError, match=r"unknown fields \[optimizer\.momentun\], missing fields \[optimizer\.momentum\]"
-    ):
+    with pytest.raises(UserError, match=r"another version's: unknown fields \[optimizer\.momentun\]$"):
         from_dict(values)
+
+
+def test_fields_that_an_older_version_lacks_have_their_defaults_and_the_log_names_them(caplog):
+    values = to_dict(load("imagenet.py:m"))
+    del values["data"]["scaled_decoding"], values["batch_norm"]
+    config = from_dict(values)
+    assert to_dict(config) == to_dict(load("imagenet.py:m")) | {"batch_norm": to_dict(defaults())["batch_norm"]}
+    [record] = caplog.records
+    assert record.levelname == "WARNING" and record.getMessage() == (
+        "the saved config is an older version's: defaults are taken for batch_norm.epsilon, batch_norm.frozen, "
+        "batch_norm.group_size, batch_norm.momentum, data.scaled_decoding"
+    )
+
+
+def test_a_unit_that_an_older_version_lacks_gives_no_second_duration(caplog):
+    values = to_dict(load("digits.py"))
+    del values["total_epochs"], values["schedule"]["warmup_percent"]
+    config = from_dict(values)
+    assert (config.total_steps, config.total_epochs, config.schedule.warmup_percent) == (900, None, None)
+    assert not caplog.records
+    validate(config)
 
 
 def test_an_overridden_duration_replaces_the_file_s():
@@ -132,9 +152,8 @@ def test_an_overridden_duration_replaces_the_file_s():
     assert (config.total_steps, config.total_epochs) == (50, None)
     assert (config.schedule.warmup_percent, config.schedule.warmup_epochs) == (10.0, None)
     assert config.schedule.decay_epochs == 2.4
-    config = load("imagenet.py:s", "--config.total_steps=50", "--config.total_epochs=3")
     with pytest.raises(UserError, match=r"config\.total_steps=50 and config\.total_epochs=3\.0 give the same duration"):
-        make_curriculum(config, 1000)
+        load("imagenet.py:s", "--config.total_steps=50", "--config.total_epochs=3")
 
 
 def test_setting_a_duration_unsets_the_other_units():

@@ -15,9 +15,7 @@ import pytest
 from launching import ROOT
 from tiny import NUM_CLASSES, compiler_of, random_batch, tiny_config, to_host
 
-from effv2_jax.curriculum import make_curriculum
-from effv2_jax.errors import UserError
-from effv2_jax.learning.step import check_batch, random_stream, split_batch
+from effv2_jax.learning.step import random_stream, split_batch
 from effv2_jax.network.model import make_model, normalize
 from effv2_jax.runtime.mesh import make_mesh, put_batch
 
@@ -286,15 +284,6 @@ def test_split_batch_keeps_units_together():
 def test_streams_differ_by_name_and_step():
     keys = [random_stream(0, "dropout", 1), random_stream(0, "mixing", 1), random_stream(0, "dropout", 2)]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
-
-
-def test_a_batch_that_cannot_be_divided_is_one_error_with_every_reason():
-    config = tiny_config(curriculum__accumulation_steps=2, global_batch_size=20, evaluation__batch_size=100)
-    with pytest.raises(
-        UserError, match=r"the 16 devices do not divide it.*evaluation.batch_size=100.*micro-batches of 10"
-    ):
-        check_batch(config, make_curriculum(config, 1442), 16)
-    check_batch(tiny_config(), make_curriculum(tiny_config(), 1442), 8)
 
 
 EIGHT_DEVICES = """

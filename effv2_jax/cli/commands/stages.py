@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from effv2_jax.config.validate import validate
     from effv2_jax.curriculum import make_curriculum
     from effv2_jax.monitoring import tables
 
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
         from effv2_jax.data.sources import make_sources
 
         num_examples = len(make_sources(args.config).train)
+    validate(args.config, num_examples=num_examples)
     curriculum = make_curriculum(args.config, num_examples)
     if args.picture:
         from effv2_jax.monitoring.plots import draw_curriculum

@@ -63,7 +63,10 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Inverts values of at least `threshold`; 256 inverts none."""
+    """Inverts values of at least `threshold`; 256 inverts none.
+
+    The released operation is the same below 256, that is below magnitude 10; it wraps larger thresholds to a byte.
+    """
     table = 255 - _LEVELS
     table[:threshold] = _LEVELS[:threshold]
     return _map(image, table)

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.images.decode import BrokenImage
-from effv2_jax.data.pipeline import TrainExamples, check_input, place_in_epoch
+from effv2_jax.data.pipeline import TrainExamples, place_in_epoch
 from effv2_jax.data.source import Source
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.errors import UserError
 from effv2_jax.learning.mixing import mix
 from effv2_jax.learning.step import random_stream
 from effv2_jax.network.model import NORMALIZATIONS, normalize
@@ -36,8 +36,6 @@ def stage_rows(config: ConfigDict, curriculum: Curriculum, source: Source, count
       UserError: `count` cannot be mixed (mixup or cutmix needs a multiple of 2, both need a multiple of 4), or the
         source has fewer readable photos.
     """
-    check_input(config, 1)
-    check_known("config.data.normalization", config.data.normalization, NORMALIZATIONS)
     unit = max(2 * sum(alpha > 0 for alpha in (stage.mixup_alpha, stage.cutmix_alpha)) for stage in curriculum.stages)
     if count < 1 or (unit and count % unit):
         raise UserError(f"--photos={count} must be a multiple of {unit or 1}, because these stages mix photos")

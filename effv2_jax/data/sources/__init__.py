@@ -3,11 +3,9 @@
 from ml_collections import ConfigDict
 
 from effv2_jax.data.source import Sources
-from effv2_jax.errors import UserError, check_known
+from effv2_jax.errors import UserError
 
-__all__ = ["SOURCES", "make_sources"]
-
-SOURCES = ("tfds", "folder", "csv", "digits")
+__all__ = ["make_sources"]
 
 
 def make_sources(config: ConfigDict) -> Sources:
@@ -17,7 +15,6 @@ def make_sources(config: ConfigDict) -> Sources:
       UserError: any fault in the data that would stop training later: the data or a split do not exist, a class is
         empty, the splits have different classes, or `config.data.num_examples` differs from the number of examples.
     """
-    check_known("config.data.source", config.data.source, SOURCES)
     # Imported only if used: TFDS and scikit-learn are slow to import.
     match config.data.source:
         case "tfds":

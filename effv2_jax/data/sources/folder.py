@@ -131,8 +131,6 @@ def _missing_split(root: epath.Path, splits: list[str], field: str, data: Config
 
 
 def _held_out(root: epath.Path, classes: list[str], percent: float) -> Sources:
-    if not 0 < percent < 100:
-        raise UserError(f"config.data.holdout_percent is {percent}; it must be between 0 and 100")
     images = _list_images(root, classes)
     train: dict[str, list[str]] = {}
     evaluation: dict[str, list[str]] = {}

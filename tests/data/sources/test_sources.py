@@ -103,7 +103,6 @@ def test_holdout_is_a_share_of_each_class_and_stays_when_files_are_added(tmp_pat
         ("train/fox/x.png train/owl/x.png", {}, r"differ: only in the first: fox, owl; only in the second: none"),
         ("train/fox/x.txt validation/fox/y.txt", {}, r"no images .* in the class folders fox of '.*train'"),
         (None, {"holdout_percent": 20.0}, r"is already split, .*holdout_percent=0 to use the existing splits"),
-        (None, {"source": "foldr"}, r"config\.data\.source 'foldr' is unknown; did you mean 'folder'"),
         (None, {"num_examples": 9}, r"num_examples is 9, but the training split has 7"),
     ],
 )
@@ -115,16 +114,9 @@ def test_invalid_folders(folder, change, fields, message):
         make_sources(config_of(**({"source": "folder", "name": str(folder)} | fields)))
 
 
-@pytest.mark.parametrize(
-    ("percent", "message"),
-    [
-        (100.0, r"holdout_percent is 100\.0; it must be between 0 and 100"),
-        (0.001, r"holdout_percent=0\.001 holds out no image"),
-    ],
-)
-def test_holdout_must_leave_images_on_both_sides(folder, percent, message):
-    with pytest.raises(UserError, match=message):
-        make_sources(config_of(source="folder", name=str(folder / "train"), holdout_percent=percent))
+def test_holdout_must_leave_images_on_both_sides(folder):
+    with pytest.raises(UserError, match=r"holdout_percent=0\.001 holds out no image"):
+        make_sources(config_of(source="folder", name=str(folder / "train"), holdout_percent=0.001))
 
 
 class TenPhotos(tfds.core.GeneratorBasedBuilder):

@@ -78,9 +78,11 @@ def _sources(args: argparse.Namespace) -> "dict[str, Source]":
 
 
 def _draw_stages(args: argparse.Namespace, train: "Source") -> None:
+    from effv2_jax.config.validate import validate
     from effv2_jax.curriculum import make_curriculum
     from effv2_jax.data.inspection.preview import stage_rows
     from effv2_jax.monitoring.plots import draw_rows
 
+    validate(args.config, num_examples=len(train))
     rows = stage_rows(args.config, make_curriculum(args.config, len(train)), train, args.photos)
     draw_rows([(row.title, row.images) for row in rows], args.picture)
