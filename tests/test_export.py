@@ -1,6 +1,6 @@
 """`effv2 export`: what each runtime gives, against the network itself."""
 
-import importlib
+import importlib.util
 import json
 
 import jax
@@ -149,10 +149,12 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
         code, _, err = effv2("export", *arguments)
         assert code == 2 and message in err, (arguments, err)
 
-    def absent(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    code, _, err = effv2("export", weights, tmp_path / "net.onnx")
-    assert code == 2 and "this needs jax2onnx: pip install 'effv2_jax[export]'" in err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, message in {
+        "net.onnx": "ONNX needs jax2onnx: pip install 'effv2_jax[export]'",
+        "net.tflite": "TFLite needs TensorFlow: pip install 'effv2_jax[tensorflow]'",
+        "net": "a SavedModel needs TensorFlow: pip install 'effv2_jax[tensorflow]'",
+    }.items():
+        code, _, err = effv2("export", weights, tmp_path / name)
+        assert code == 2 and message in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "headless.safetensors"]

@@ -6,14 +6,13 @@ Each is what its library makes, in float32 on the CPU, dropout and stochastic de
 
 import dataclasses
 import functools
-import importlib.util
 import os
 import sys
 from typing import Any, Protocol
 
 import numpy as np
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, require
 from effv2_jax.network.architecture import Architecture
 from effv2_jax.weights.bundle import Variables, flatten, unflatten
 from effv2_jax.weights.mapping import Entry, block_places, entries
@@ -61,8 +60,7 @@ def peer_name(peer: str, variant: str) -> str | None:
 def check_installed(peer: str) -> None:
     """Raises UserError where a library of PEERS is not there."""
     for package in {"keras": ("keras",), "timm": ("torch", "timm"), "torchvision": ("torch", "torchvision")}[peer]:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"comparing with {peer} needs {package}: pip install 'effv2_jax[peers]'")
+        require(package, "peers", f"comparing with {peer}")
 
 
 def check_size(option: str, size: int) -> None:

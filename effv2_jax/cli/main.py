@@ -100,7 +100,12 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"{overrides[0]} was given without --config")
     if getattr(parsed, "config", None):
         parsed.config = load_config(parsed.config, overrides)
-    parsed.call(parsed)
+    try:
+        parsed.call(parsed)
+    except ImportError as error:
+        if "gcsfs" not in str(error):  # so fsspec names it, which reads gs:// for epath where TensorFlow is absent
+            raise
+        raise UserError("a path that begins with gs:// needs gcsfs: pip install 'effv2_jax[gcs]'") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
