@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from launching import ROOT
+from needs import tensorflow
 from pictures_folder import write_photos
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +86,8 @@ def test_the_effv2_commands_run(tmp_path):
             environment["WANDB_MODE"] = "offline"
         if any(word.endswith(".onnx") for word in words):
             pytest.importorskip("jax2onnx", reason="needs ONNX: make peers")
+        if words[-1].endswith(".tflite") or {"saved_model", "parity", "input"} & set(words):
+            tensorflow()
         words = [{"effv2": effv2, "python": sys.executable}.get(word, word) for word in words]
         if "parity" in words:
             words += ["--variant", "efficientnetv2-b0", "--peer", "keras", "--size=32"]

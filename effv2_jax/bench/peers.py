@@ -19,6 +19,12 @@ from effv2_jax.weights.mapping import Entry, block_places, entries
 
 Outputs = dict[str, np.ndarray]
 PEERS = ("keras", "timm", "torchvision")
+_PACKAGES = {
+    "keras": ("tensorflow", "keras"),
+    "tf.data": ("tensorflow",),
+    "timm": ("torch", "timm"),
+    "torchvision": ("torch", "torchvision"),
+}
 _OPERATORS: list[Any] = []  # of torchvision; they go with the objects that define them
 
 
@@ -58,8 +64,8 @@ def peer_name(peer: str, variant: str) -> str | None:
 
 
 def check_installed(peer: str) -> None:
-    """Raises UserError where a library of PEERS is not there."""
-    for package in {"keras": ("keras",), "timm": ("torch", "timm"), "torchvision": ("torch", "torchvision")}[peer]:
+    """Raises UserError where a library that a peer of ours needs is not installed."""
+    for package in _PACKAGES[peer]:
         require(package, "peers", f"comparing with {peer}")
 
 

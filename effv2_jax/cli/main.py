@@ -17,6 +17,7 @@ from effv2_jax.cli import commands as verbs
 from effv2_jax.config import UNITS, flat_lines
 from effv2_jax.config.validate import check_ranges
 from effv2_jax.errors import EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_UNAVAILABLE, Preempted, Unavailable, UserError, one_line
+from effv2_jax.files import check_bucket_support
 from effv2_jax.runtime.memory import use_huge_pages
 
 SHUTDOWN_TIMEOUT = 20.0  # seconds that a process which leaves waits for the others
@@ -100,12 +101,9 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"{overrides[0]} was given without --config")
     if getattr(parsed, "config", None):
         parsed.config = load_config(parsed.config, overrides)
-    try:
-        parsed.call(parsed)
-    except ImportError as error:
-        if "gcsfs" not in str(error):  # so fsspec names it, which reads gs:// for epath where TensorFlow is absent
-            raise
-        raise UserError("a path that begins with gs:// needs gcsfs: pip install 'effv2_jax[gcs]'") from None
+    if any("gs://" in argument for argument in arguments):
+        check_bucket_support()
+    parsed.call(parsed)
 
 
 def make_parser() -> argparse.ArgumentParser:
