@@ -94,7 +94,7 @@ def test_training_evaluation_prediction_conversion_and_report(run, shared_data, 
     assert imported == "[]"
     for folder in (digits, trained):
         assert list(folder.glob("events.out.tfevents.*"))
-    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_what_needs_it_says_so(effv2, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import ROOT
+from needs import tensorflow
 from PIL import Image
 
 from effv2_jax.config import defaults
@@ -574,6 +575,7 @@ class EightPictures(tfds.core.GeneratorBasedBuilder):
 
 
 def test_any_other_data_set_is_prepared_by_tfds(tmp_path):
+    tensorflow()
     for _ in range(2):
         result = prepare_by_tfds("eight_pictures", tmp_path)
         assert result.examples == {"train": 8} and result.classes == 2
@@ -598,6 +600,7 @@ class EightTagged(EightPictures):
 
 
 def test_a_data_set_of_tfds_with_several_labels(tmp_path):
+    tensorflow()
     result = prepare_by_tfds("eight_tagged", tmp_path)
     assert result.examples == {"train": 8} and result.classes == 2
 
@@ -637,6 +640,7 @@ def test_mistakes_with_a_data_set_of_tfds(tmp_path, monkeypatch, name, message):
 
 
 def test_a_data_set_of_tfds_that_is_there_in_other_files(tmp_path):
+    tensorflow()
     EightPictures(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
     with pytest.raises(
         UserError, match=r"eight_pictures/1\.0\.0' holds the data set already, in tfrecord files, .* --out$"
@@ -664,6 +668,7 @@ def test_images_may_come_from_a_bucket_but_tars_not(tmp_path, bucket):
 
 
 def test_tfds_own_data_sets_go_to_a_bucket(tmp_path, bucket, monkeypatch):
+    tensorflow()
     monkeypatch.setattr(tfds, "builder_from_directory", lambda path: tfds.core.read_only_builder.ReadOnlyBuilder(
         builder_dir=str(path).replace("gs://", f"{bucket}/")))  # fmt: skip
     assert prepare_by_tfds("eight_pictures", "gs://mine/data").examples == {"train": 8}
