@@ -14,7 +14,7 @@ WORKDIR /effv2_jax
 # What is required first: it changes more rarely than the code, and this layer is kept until it does.
 COPY setup.cfg pyproject.toml constraints.txt README.md ./
 COPY effv2_jax/__init__.py effv2_jax/
-RUN case "$ACCELERATOR" in cpu) extra= ;; gpu) extra='[cuda12]' ;; tpu) extra='[tpu]' ;; \
+RUN case "$ACCELERATOR" in cpu) extra='[gcs]' ;; gpu) extra='[cuda12,gcs]' ;; tpu) extra='[tpu]' ;; \
         *) echo "ACCELERATOR is '$ACCELERATOR'; it must be cpu, gpu or tpu" >&2; exit 2 ;; esac \
     && pip install --no-cache-dir --constraint constraints.txt ".$extra"
 

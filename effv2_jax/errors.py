@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 
 EXIT_MISTAKE = 2  # invalid input; the code that argparse uses
@@ -70,6 +71,16 @@ def check_known(field: str, value: object, known: Iterable[str]) -> None:
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
         raise UserError(f"{field} '{value}' is unknown; {hint}")
+
+
+_TITLES = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Raises UserError, which names the extra of effv2_jax, where a package that `purpose` needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        title = _TITLES.get(package, package)
+        raise UserError(f"{purpose} needs {title}: pip install 'effv2_jax[{extra}]'")
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

@@ -6,7 +6,6 @@ pooled features. What no such file tells (classes, crop, resampling) is in a JSO
 
 import dataclasses
 import functools
-import importlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from effv2_jax.errors import UserError, check_known, is_disk_full_or_readonly, one_line
+from effv2_jax.errors import UserError, check_known, is_disk_full_or_readonly, one_line, require
 from effv2_jax.files import check_place
 from effv2_jax.network.model import NORMALIZATIONS, EfficientNet, normalize
 from effv2_jax.weights import Bundle
@@ -111,10 +110,13 @@ def open_stablehlo(path: Path) -> Run:
 
 
 def write_onnx(program: InferenceProgram, path: Path) -> None:
+    require("jax2onnx", "export", "ONNX")
+    require("onnxruntime", "export", "ONNX")
     # Of rules for other libraries that it does not find, and of shapes that it does not know and need not.
     for name, level in (("jax2onnx", logging.CRITICAL), ("onnx_ir", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
-    jax2onnx = _need("jax2onnx")
+    import jax2onnx
+
     model = jax2onnx.to_onnx(
         functools.partial(program, jax.tree.map(jnp.asarray, program.bundle.variables)),
         [program.symbolic_images],
@@ -126,12 +128,15 @@ def write_onnx(program: InferenceProgram, path: Path) -> None:
 
 
 def open_onnx(path: Path) -> Run:
-    session = _need("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
 def write_saved_model(program: InferenceProgram, path: Path) -> None:
     """A folder for `tf.saved_model.load` and TensorFlow Serving; needs TensorFlow alone to run."""
+    require("tensorflow", "tensorflow", "a SavedModel")
     _save_tensorflow(program, program.on_each_platform, ("cpu", "cuda", "tpu"), path)
 
 
@@ -143,6 +148,7 @@ def open_saved_model(path: Path) -> Run:
 
 
 def write_tflite(program: InferenceProgram, path: Path) -> None:
+    require("tensorflow", "tensorflow", "TFLite")
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -297,10 +303,3 @@ def _batches(pixels: Iterable[np.ndarray], shape: tuple[int, ...]) -> Iterator[n
         noise = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
         yield noise[:2]
         yield noise[2:]
-
-
-def _need(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"this needs {package}: pip install 'effv2_jax[export]'") from error

@@ -1,5 +1,6 @@
 """Atomic writes of files, to a local disk or to a bucket."""
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -8,12 +9,18 @@ from typing import Any
 
 from etils import epath
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, require
 
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is in a bucket, such as gs://NAME/FOLDER, and not in a file system of this machine."""
     return "://" in os.fspath(path)
+
+
+def check_bucket_support() -> None:
+    """Raises UserError where neither of the packages by which epath reads gs:// is installed."""
+    if importlib.util.find_spec("tensorflow") is None:
+        require("gcsfs", "gcs", "a path that begins with gs://")
 
 
 class AtomicFile:

@@ -40,10 +40,13 @@ def bucket(tmp_path, monkeypatch) -> Path:
     from bucket import Bucket
     from etils.epath import backend, gpath
 
+    from effv2_jax import files
     from effv2_jax.runtime import lock
 
     stored = Bucket(tmp_path / "stored")
-    monkeypatch.setattr(backend, "tf_backend", stored)
+    monkeypatch.setattr(backend, "tf_backend", stored)  # etils asks this one where TensorFlow is installed
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", stored)
+    monkeypatch.setattr(files, "require", lambda *arguments: None)  # whatever is installed
     monkeypatch.setattr(gpath, "_GCS_BACKENDS", frozenset([stored]))
     monkeypatch.setattr(gpath, "_is_zonal_gcs_bucket", lambda bucket: False)
     monkeypatch.setattr(lock, "HEARTBEAT", 0.1)

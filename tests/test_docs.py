@@ -106,6 +106,8 @@ def missing_package(command: str, words: list[str]) -> str | None:
         needed.append("jax2onnx")
     if "plan" in words or "program" in words:
         needed.append("libtpu")
+    if "parity" in words or "input" in words or ".tflite" in command or "saved_model" in command:
+        needed.append("tensorflow")
     return next((package for package in needed if importlib.util.find_spec(package) is None), None)
 
 

@@ -1,11 +1,12 @@
 """`effv2 export`: what each runtime gives, against the network itself."""
 
-import importlib
+import importlib.util
 import json
 
 import jax
 import numpy as np
 import pytest
+from needs import tensorflow
 from pictures_folder import write_photos
 
 import effv2_jax
@@ -41,10 +42,14 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def onnx_runs(request):
-    if "onnx" in getattr(getattr(request.node, "callspec", None), "id", ""):
+def runtime(request):
+    """Skips a test whose parameter `ending` names a format of a package that is not installed."""
+    ending = getattr(getattr(request.node, "callspec", None), "params", {}).get("ending")
+    if ending == ".onnx":
         for package in ("jax2onnx", "onnxruntime"):
             pytest.importorskip(package, reason="needs ONNX: make peers")
+    elif ending in ("", ".tflite"):
+        tensorflow()
 
 
 @pytest.mark.filterwarnings("ignore")  # of jax2onnx and TensorFlow, on their own code
@@ -116,7 +121,7 @@ def test_a_description_that_cannot_be_written_leaves_the_older_file(effv2, weigh
 
 
 def test_a_full_disk_in_tensorflow_is_a_sentence(effv2, weights, tmp_path, monkeypatch):
-    import tensorflow as tf
+    tf = tensorflow()
 
     def full(*arguments, **options):
         raise tf.errors.ResourceExhaustedError(None, None, "/x/variables; No space left on device")
@@ -149,10 +154,12 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
         code, _, err = effv2("export", *arguments)
         assert code == 2 and message in err, (arguments, err)
 
-    def absent(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    code, _, err = effv2("export", weights, tmp_path / "net.onnx")
-    assert code == 2 and "this needs jax2onnx: pip install 'effv2_jax[export]'" in err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, message in {
+        "net.onnx": "ONNX needs jax2onnx: pip install 'effv2_jax[export]'",
+        "net.tflite": "TFLite needs TensorFlow: pip install 'effv2_jax[tensorflow]'",
+        "net": "a SavedModel needs TensorFlow: pip install 'effv2_jax[tensorflow]'",
+    }.items():
+        code, _, err = effv2("export", weights, tmp_path / name)
+        assert code == 2 and message in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "headless.safetensors"]

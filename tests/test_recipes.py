@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from launching import ROOT
+from needs import tensorflow
 
 from effv2_jax.cli.load_config import load_config
 from effv2_jax.curriculum import make_curriculum
@@ -95,6 +96,7 @@ def generated(feature, number):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     """All of the data sets, as TFDS' own builders would write them."""
+    tensorflow()
     folder = tmp_path_factory.mktemp("tfds")
     for name, splits in SPLITS.items():
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")

@@ -101,8 +101,7 @@ def bench_input(
     """
     for peer in peers:
         check_known("--peer", peer, PEERS)
-    if "torchvision" in peers:
-        check_installed("torchvision")
+        check_installed(peer)
     for size in sizes:
         if size < 8:
             raise UserError(f"--image_size={size} is too small; no stage is as small")

@@ -6,20 +6,25 @@ Each is the library's own network, in float32 on the CPU, without dropout and st
 
 import dataclasses
 import functools
-import importlib.util
 import os
 import sys
 from typing import Any, Protocol
 
 import numpy as np
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, require
 from effv2_jax.network.architecture import Architecture
 from effv2_jax.weights.bundle import Variables, flatten_arrays, unflatten_arrays
 from effv2_jax.weights.mapping import Entry, block_places, entries
 
 Outputs = dict[str, np.ndarray]
 PEERS = ("keras", "timm", "torchvision")
+_PACKAGES = {
+    "keras": ("tensorflow", "keras"),
+    "tf.data": ("tensorflow",),
+    "timm": ("torch", "timm"),
+    "torchvision": ("torch", "torchvision"),
+}
 _OPERATORS: list[Any] = []  # keeps torchvision's operators defined: they are deleted with these objects
 
 
@@ -59,11 +64,9 @@ def peer_name(peer: str, variant: str) -> str | None:
 
 
 def check_installed(peer: str) -> None:
-    """Raises UserError if a package that one of PEERS needs is not installed."""
-    packages = {"keras": ("keras",), "timm": ("torch", "timm"), "torchvision": ("torch", "torchvision")}
-    for package in packages[peer]:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"comparing with {peer} needs {package}: pip install 'effv2_jax[peers]'")
+    """Raises UserError if a package that a peer needs is not installed."""
+    for package in _PACKAGES[peer]:
+        require(package, "peers", f"comparing with {peer}")
 
 
 def check_size(option: str, size: int) -> None:

@@ -59,6 +59,10 @@ def shut_down(code: int) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if any("gs://" in str(value) for value in vars(args).values()):
+        from effv2_jax.files import check_bucket_support
+
+        check_bucket_support()
     if getattr(args, "config", ""):
         from effv2_jax.cli.load_config import load_config
 

@@ -1,7 +1,11 @@
-"""Where metrics go: TensorBoard files (clu) and `metrics.jsonl`."""
+"""Where metrics go: TensorBoard's event files and `metrics.jsonl`."""
 
+import io
+import itertools
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -9,9 +13,10 @@ from absl import logging
 from etils import epath
 
 from effv2_jax.errors import UserError, is_disk_full_or_readonly
-from effv2_jax.files import write_atomically
+from effv2_jax.files import is_remote, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
+_event_files = itertools.count()  # in the names of this process's event files
 
 
 class Writer(Protocol):
@@ -22,6 +27,48 @@ class Writer(Protocol):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class EventFile:
+    """A new event file of TensorBoard in `folder`, of the form that `tf.summary.scalar` writes, without TensorFlow.
+
+    A flush appends to a local file, which TensorBoard may be reading. A bucket cannot append, so there a flush replaces
+    the whole file.
+    """
+
+    def __init__(self, folder: epath.Path):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._scalar = Event, scalar_pb
+        number = next(_event_files)
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{number}.v2"
+        self._path = folder / name
+        self._remote = is_remote(folder)
+        self._unwritten = io.BytesIO()
+        self._records = RecordWriter(self._unwritten)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
+            self._write(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+
+    def flush(self) -> None:
+        events = self._unwritten.getvalue()
+        if self._remote:
+            write_atomically(self._path, events)
+        elif events:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "ab") as file:
+                file.write(events)
+            self._unwritten.seek(0)
+            self._unwritten.truncate()
+
+    close = flush
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
 
 class JsonLines:
@@ -62,7 +109,7 @@ class Writers:
         for writer in self._writers:
             try:
                 call(writer)
-            except Exception as error:  # OSError of Python's files, TensorFlow's own of its files
+            except Exception as error:  # OSError, or for a bucket another one of the library behind epath
                 if not is_disk_full_or_readonly(error):
                     raise
                 raise UserError(f"metrics cannot be written ({type(writer).__name__}): {error}") from error
@@ -75,10 +122,7 @@ def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[
     """
     if not active:
         return Writers([])
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length otherwise
-    from clu import metric_writers  # imports TensorFlow: seconds, and only the process that writes pays them
-
-    own = [metric_writers.SummaryWriter(str(workdir)), JsonLines(workdir / METRICS_FILE, step)]
+    own: list[Writer] = [EventFile(workdir), JsonLines(workdir / METRICS_FILE, step)]
     return Writers(own + [make() for make in others])
 
 

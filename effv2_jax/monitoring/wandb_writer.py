@@ -1,6 +1,5 @@
 """Metrics to Weights & Biases, in addition to those in the workdir. A failure there does not stop the training."""
 
-import importlib.util
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effv2_jax.config import to_dict
-from effv2_jax.errors import UserError, one_line
+from effv2_jax.errors import one_line, require
 from effv2_jax.files import is_remote, write_atomically
 from effv2_jax.monitoring.progress import log
 
@@ -21,8 +20,7 @@ FINISH_SECONDS = 15.0
 
 def check_installed() -> None:
     """Raises UserError if the package `wandb` is not installed."""
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError("--wandb needs the package wandb: pip install 'effv2_jax[wandb]'")
+    require("wandb", "wandb", "--wandb")
 
 
 class WandbWriter:

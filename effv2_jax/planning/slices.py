@@ -1,7 +1,6 @@
 """Cloud TPU chips with their published peaks, and meshes of slices without a TPU."""
 
 import dataclasses
-import importlib.util
 import os
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, require
 from effv2_jax.runtime.mesh import DATA_AXIS
 
 
@@ -68,8 +67,7 @@ def check_name(name: str) -> None:
     version, _, shape = name.partition(":")
     if version not in CHIPS or not shape.replace("x", "").isdigit():
         raise UserError(f"--topology={name} must be VERSION:SHAPE, such as v5e:4x4; versions are {', '.join(CHIPS)}")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("this needs libtpu (no TPU): pip install 'effv2_jax[tpu]'")
+    require("libtpu", "tpu", "compiling for a TPU slice, which needs no TPU,")
 
 
 def describe_slice(name: str) -> Slice:

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, require
 from effv2_jax.weights.tensors import Tensors, damaged
 
 _AVERAGE = "/ExponentialMovingAverage"
@@ -31,7 +31,8 @@ def _step(prefix: Path) -> int:
 
 
 def open_automl(prefix: str) -> Tensors:
-    """The variables of a network; raises UserError where it is damaged or of TensorFlow 2."""
+    """The variables of a network; raises UserError where it is damaged, of TensorFlow 2, or TensorFlow is missing."""
+    require("tensorflow", "tensorflow", f"'{prefix}' is a checkpoint of TensorFlow, and reading it")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length otherwise
     import tensorflow as tf
 

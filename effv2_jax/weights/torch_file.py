@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from effv2_jax.errors import UserError
+from effv2_jax.errors import UserError, require
 from effv2_jax.weights.safetensors_file import without_counters
 from effv2_jax.weights.tensors import Tensors, damaged, zip_members
 
@@ -28,12 +28,9 @@ def open_torch(path: Path) -> Tensors:
     Raises:
       UserError: PyTorch is not installed, or the file is damaged, contains more than tensors, or is compressed.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"'{path}' is a PyTorch file; install PyTorch to read it: pip install 'effv2_jax[convert]'"
-        ) from None
+    require("torch", "convert", f"'{path}' is a PyTorch file, and reading it")
+    import torch
+
     try:
         _refuse_bombs(path)
         # Training scripts store their arguments beside the weights; a Namespace runs no code.

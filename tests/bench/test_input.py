@@ -5,11 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
-from needs import needs
+from needs import needs, tensorflow
 
 from effv2_jax.bench import input as bench
-from effv2_jax.bench import tf_input
 from effv2_jax.data.images import ops
 from effv2_jax.errors import UserError
 
@@ -25,6 +23,7 @@ def photos(tmp_path_factory):
 
 
 def test_every_side_runs(effv2, photos):
+    tensorflow()
     needs("torchvision")
     command = ("bench", "input", f"--folder={photos}", "--image_size=32", "--batch=4", "--batches=2", "--rounds=1")
     code, out, err = effv2(*command, "--workers=0", "--scaled", "--json")
@@ -40,6 +39,9 @@ def test_every_side_runs(effv2, photos):
 
 def test_the_crops_and_flips_of_tf_data_are_ours(photos):
     """Each side's images are equal up to the rounding of two decoders and two resizings."""
+    tensorflow()
+    from effv2_jax.bench import tf_input
+
     source = bench.Folder(str(photos), [f"{number}.jpg" for number in range(6)], [0] * 6, ("image",))
     config = bench.Setting(32, None, batch_size=2, batches=3, scaled=False).config()
     curriculum = bench.make_curriculum(config, 6)
@@ -69,6 +71,9 @@ def test_the_crops_and_flips_of_tf_data_are_ours(photos):
     ],
 )
 def test_the_operations_of_tf_data_are_ours(number, ours):
+    tf = tensorflow()
+    from effv2_jax.bench import tf_input
+
     image = np.random.default_rng(0).integers(20, 230, (40, 50, 3), np.uint8)
     theirs = tf_input._operations(1.0)[number](tf.constant(image)).numpy()
     assert np.abs(theirs.astype(int) - ours(image)).max() <= 1

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow as tf
+from needs import tensorflow
 
 from effv2_jax.learning.ema import ema_decay, update_ema
 
 
 @pytest.mark.parametrize("first_step", [0, 89_980])  # where warm-up is everything, and where 0.9999 takes over
 def test_parameters_and_statistics_follow_tensorflow(first_step):
+    tf = tensorflow()
     rng = np.random.default_rng(0)
     initial = {"params": {"kernel": rng.normal(size=(3, 2))}, "batch_stats": {"mean": rng.normal(size=4)}}
     initial = jax.tree.map(lambda x: x.astype(np.float32), initial)

@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import keras
+import needs
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from effv2_jax.learning.losses import make_loss, smoothed_targets
 
@@ -31,6 +30,7 @@ def test_without_smoothing_targets_are_one_hot(name):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_softmax_loss_is_tensorflows(smoothing):
+    tf = needs.tensorflow()
     loss = make_loss("softmax")(LOGITS, smoothed_targets(LABELS, 7, smoothing, "softmax"))
     released = tf.compat.v1.losses.softmax_cross_entropy(
         ONE_HOT, LOGITS, label_smoothing=smoothing, reduction=tf.compat.v1.losses.Reduction.NONE
@@ -40,6 +40,7 @@ def test_softmax_loss_is_tensorflows(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_sigmoid_loss_is_the_sum_over_classes_of_keras_binary_crossentropy(smoothing):
+    keras = needs.keras()
     loss = make_loss("sigmoid")(LOGITS, smoothed_targets(LABELS, 7, smoothing, "sigmoid"))
     mean = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing, reduction=None)(ONE_HOT, LOGITS)
     assert loss.shape == (5,)
@@ -47,6 +48,7 @@ def test_sigmoid_loss_is_the_sum_over_classes_of_keras_binary_crossentropy(smoot
 
 
 def test_several_labels_an_example():
+    tf = needs.tensorflow()
     several = np.array([[1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1]], np.float32)
     sigmoid = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(several, LOGITS[:2]), -1)
     np.testing.assert_allclose(make_loss("sigmoid")(LOGITS[:2], several), sigmoid, rtol=1e-5)

@@ -6,11 +6,10 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-import keras
+import needs
 import numpy as np
 import optax
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +145,7 @@ def ours(config, params, gradients, rates=RATES):
 
 def tensorflow(make, params, gradients):
     """The parameters after each step of a TF1 optimizer, made with a callable learning rate."""
+    tf = needs.tensorflow()
     now = iter(RATES)
     optimizer = make(lambda: next(now))
     variables = jax.tree.map(tf.Variable, params)
@@ -195,6 +195,7 @@ ADAM_START = {"m": 0.0, "v": 0.0}
 
 
 def test_rmsprop_is_tensorflows():
+    tf = needs.tensorflow()
     params, gradients = problem()
     found = ours(config_of(name="rmsprop"), params, gradients)
     make = functools.partial(tf.compat.v1.train.RMSPropOptimizer, decay=0.9, momentum=0.9, epsilon=1e-3)
@@ -203,12 +204,14 @@ def test_rmsprop_is_tensorflows():
 
 
 def test_sgd_is_tensorflows_momentum():
+    tf = needs.tensorflow()
     params, gradients = problem()
     make = functools.partial(tf.compat.v1.train.MomentumOptimizer, momentum=0.9)
     assert_same(ours(config_of(name="sgd"), params, gradients), tensorflow(make, params, gradients))
 
 
 def test_adamw_is_keras_and_its_paper():
+    keras = needs.keras()
     params, gradients = problem()
     found = ours(config_of(name="adamw", weight_decay=0.1, weight_decay_mode="decoupled"), params, gradients)
 

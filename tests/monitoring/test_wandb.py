@@ -124,7 +124,7 @@ def test_a_failure_stops_no_training_and_is_told_once(monkeypatch, tmp_path, cap
 def test_without_the_package_it_is_a_sentence(effv2, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = effv2("train", "--config=configs/digits.py", f"--workdir={tmp_path / 'w'}", "--wandb")
-    assert code == 2 and "--wandb needs the package wandb: pip install 'effv2_jax[wandb]'" in err
+    assert code == 2 and "--wandb needs wandb: pip install 'effv2_jax[wandb]'" in err
     assert not (tmp_path / "w").exists()
 
 

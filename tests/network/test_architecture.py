@@ -1,5 +1,6 @@
 """Counts against Keras' and the published numbers; the notation of block strings."""
 
+import needs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,8 +76,7 @@ def test_none_fused_is_b4_itself() -> None:
 @pytest.mark.parametrize("size", ["b1", "b3", "s"])
 def test_blocks_against_keras(size: str) -> None:
     """Keras' own EfficientNetV2: kernel, stride and filters of every convolution, block by block."""
-    import keras
-
+    keras = needs.keras()
     build = getattr(keras.applications, f"EfficientNetV2{size.upper()}")
     model = build(weights=None, include_preprocessing=False)
     arch = get_architecture(f"efficientnetv2-{size}")

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from effv2_jax.network import layers
 from effv2_jax.network.architecture import Block
@@ -21,6 +21,7 @@ DENSE = [(False, kernel_size, stride) for kernel_size in (1, 3) for stride in (1
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize(("depthwise", "kernel_size", "stride"), DEPTHWISE + DENSE)
 def test_lowerings_equal_tensorflow_forward_and_backward(size, depthwise, kernel_size, stride):
+    tf = needs.tensorflow()
     features = 6 if depthwise else 5
     x = normal(0, 2, size, size + 3, 6)
     kernel = normal(1, kernel_size, kernel_size, 1 if depthwise else 6, features)
@@ -66,8 +67,7 @@ def test_kernels_start_as_an_untruncated_normal_of_fan_out(conv, shape, fan_out)
 
 
 def test_batch_norm_over_groups_equals_keras_on_each_group():
-    import keras
-
+    keras = needs.keras()
     x = normal(0, 8, 5, 5, 3) * 4 + 1.5
     scale, bias = normal(1, 3), normal(2, 3)
     module = layers.BatchNorm(group_size=4, epsilon=1e-3)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import needs
 import numpy as np
 import pytest
 
@@ -40,6 +41,7 @@ def test_parameters_are_as_many_as_the_architecture_counts(name):
 
 
 def test_real_weights_classify_real_photos_as_in_keras(shared_data):
+    needs.keras()
     keras = import_keras()
     weights = shared_data / "weights" / "efficientnetv2-b0.weights.h5"
     model = keras.applications.EfficientNetV2B0(weights=None)

@@ -29,8 +29,9 @@ def test_all_that_is_copied_is_there_and_let_through():
 def test_the_extras_exist():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    extras = re.findall(r"extra='\[(\w+)\]'", DOCKERFILE)
-    assert extras == ["cuda12", "tpu"] and set(extras) < set(setup["options.extras_require"])
+    extras = [found.split(",") for found in re.findall(r"extra='\[([\w,]+)\]'", DOCKERFILE)]
+    assert extras == [["gcs"], ["cuda12", "gcs"], ["tpu"]]
+    assert {name for names in extras for name in names} < set(setup["options.extras_require"])
 
 
 def test_the_image_runs_without_rights_of_root():

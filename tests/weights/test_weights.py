@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import linen as nn
-from needs import needs
+from needs import needs, tensorflow
 from random_weights import B0, random_bundle
 from safetensors.numpy import save_file
 
@@ -84,6 +84,7 @@ def test_metadata_that_a_foreign_format_loses_is_reported(effv2, b0, tmp_path):
 
 
 def test_keras_loads_what_we_write_and_we_read_what_keras_writes(b0, written, tmp_path):
+    needs("keras")
     model = import_keras().applications.EfficientNetV2B0(weights=None, classes=10, include_preprocessing=True)
     model.load_weights(written["keras"])
     by_name = {layer.name: layer.get_weights() for layer in model.layers}
@@ -173,8 +174,7 @@ def test_timm_and_training_dictionaries_load(b0, written, tmp_path):
 
 def write_automl(prefix, bundle, *, averages=True):
     """A TensorFlow checkpoint as google/automl's main.py writes it: values, averages, slots and the step."""
-    import tensorflow as tf
-
+    tf = tensorflow()
     flat = flatten_arrays(bundle.variables)
     arrays = {"global_step": np.int64(7)}
     for entry in entries(bundle.architecture, bundle.num_classes, "automl"):

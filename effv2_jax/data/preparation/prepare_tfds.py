@@ -10,7 +10,7 @@ from etils import epath
 
 from effv2_jax.data.preparation.prepare import INFO, Prepared
 from effv2_jax.data.sources.tfds import class_label, image_and_label, words_of_tfds
-from effv2_jax.errors import Unavailable, UserError, is_disk_full_or_readonly
+from effv2_jax.errors import Unavailable, UserError, is_disk_full_or_readonly, require
 from effv2_jax.files import is_remote, write_folder
 
 
@@ -23,8 +23,8 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
       source: the folder with what has to be downloaded by hand, for data sets that want it.
 
     Raises:
-      UserError: an unknown name, configuration or version; no image with a class label in it; a missing manual
-        download; it is there already in files without random access.
+      UserError: an unknown name, configuration or version; no image with a class label in it; TensorFlow or a manual
+        download is missing; the data set exists already in files without random access.
       Unavailable: it cannot be downloaded.
     """
     import tensorflow_datasets as tfds
@@ -39,6 +39,7 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
         final = epath.Path(out) / os.path.relpath(builder.data_dir, folder)
         try:
             if not (final / INFO).exists():
+                require("tensorflow", "tensorflow", f"preparing '{name}' by TFDS")
                 builder.download_and_prepare(download_config=config, file_format="array_record")
         except AssertionError as error:  # so TFDS tells of files that have to be there
             raise UserError(

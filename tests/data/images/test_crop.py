@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from needs import tensorflow
 from scipy import stats
 
 from effv2_jax.data.images.crop import evaluation_crop, random_crop_box, random_flip, random_resized_crop, resize
@@ -21,6 +21,8 @@ def noise(height, width, seed=0):
 
 def tf_boxes(height, width, area):
     """(height, width) of TensorFlow's crops, [DRAWS, 2]."""
+
+    tf = tensorflow()
 
     @tf.function
     def draw(number):
@@ -96,6 +98,7 @@ def test_box_lies_inside_and_has_the_area(height, width, smallest, share, seed):
 
 @pytest.mark.parametrize(("height", "width", "size"), [(375, 500, 128), (375, 500, 300), (61, 37, 96), (256, 256, 128)])
 def test_bilinear_is_tensorflows(height, width, size):
+    tf = tensorflow()
     image = noise(height, width)
     expected = tf.image.resize(image, (size, size), method="bilinear", antialias=False).numpy()
     assert np.abs(resize(image, size, "bilinear") - expected).max() <= 1
@@ -123,6 +126,7 @@ def test_bicubic_is_the_kernel_of_tensorflow_1(height, width, size):
 
 
 def test_random_resized_crop_resizes_its_box():
+    tf = tensorflow()
     image = noise(90, 70)
     box = random_crop_box(90, 70, np.random.default_rng(3), (0.1, 1.0), ASPECT_RATIO)
     assert box != (0, 0, 90, 70)
@@ -150,6 +154,7 @@ def test_evaluation_crop_by_hand(rule, height, top, left):
     [("v2", 319, True), ("v2", 320, False), ("v2", 384, False), ("v1", 384, True), ("squash", 224, False)],
 )
 def test_evaluation_rules(rule, size, cropped):
+    tf = tensorflow()
     image = noise(400, 500)
     if cropped:
         side = int(size / (size + 32) * 400)

@@ -7,9 +7,9 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import tensorflow
 from PIL import Image
 
 from effv2_jax.data.images.crop import random_crop_box, resize
@@ -38,6 +38,7 @@ def check_equal_to_tensorflow(data, most=0):
 
 
 def tf_decode(data):
+    tf = tensorflow()
     if data[:2] == b"\xff\xd8":
         return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE").numpy()
     return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()

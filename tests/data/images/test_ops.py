@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import tensorflow
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
@@ -88,6 +88,7 @@ def test_autocontrast_by_hand():
 
 @pytest.mark.parametrize("bits", range(9))
 def test_posterize_shifts_as_tensorflow(bits):
+    tf = tensorflow()
     levels = np.arange(256, dtype=np.uint8)
     shift = 8 - bits
     expected = tf.bitwise.left_shift(tf.bitwise.right_shift(levels, shift), shift).numpy()
@@ -102,6 +103,7 @@ def test_solarize_add_by_hand():
 
 
 def test_color_at_zero_is_tensorflows_grey():
+    tf = tensorflow()
     image = noise(100, 120)
     expected = np.repeat(tf.image.rgb_to_grayscale(image).numpy(), 3, axis=2)
     ours = ops.color(image, 0.0)
@@ -147,6 +149,7 @@ def test_sharpness_by_hand():
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 1.9, 2.8])
 def test_sharpness_against_tensorflow(factor):
+    tf = tensorflow()
     image = noise(50, 70)
     kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32)[..., None, None].repeat(3, axis=2) / 13
     inner = tf.nn.depthwise_conv2d(image[None].astype(np.float32), kernel, [1, 1, 1, 1], "VALID")[0].numpy()
@@ -163,6 +166,7 @@ def test_sharpness_against_tensorflow(factor):
 
 def transform(image, output_to_input):
     """TensorFlow's kernel on the image with a channel of ones; where that comes out as 0, the pixel is grey."""
+    tf = tensorflow()
     height, width, _ = image.shape
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=np.dstack([image, np.ones((height, width), np.uint8)])[None],

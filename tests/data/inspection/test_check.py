@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import image as matplotlib_image
+from needs import tensorflow
 from PIL import Image
 from tiny import tiny_config
 
@@ -215,6 +216,7 @@ class Unlabelled(HalfLabelled):
 
 
 def test_splits_without_labels_are_reported(effv2, tmp_path, capsys):
+    tensorflow()
     for data_set in (HalfLabelled, Unlabelled):
         data_set(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     capsys.readouterr()  # what TFDS printed

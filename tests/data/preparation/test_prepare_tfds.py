@@ -3,6 +3,7 @@
 import ilsvrc
 import pytest
 import tensorflow_datasets as tfds
+from needs import tensorflow
 
 from effv2_jax.data.preparation.prepare_tfds import prepare_by_tfds
 from effv2_jax.errors import UserError
@@ -27,6 +28,7 @@ class EightPictures(tfds.core.GeneratorBasedBuilder):
 
 
 def test_any_other_data_set_is_prepared_by_tfds(tmp_path):
+    tensorflow()
     for _ in range(2):
         result = prepare_by_tfds("eight_pictures", tmp_path)
         assert result.examples == {"train": 8} and result.classes == 2
@@ -51,6 +53,7 @@ class EightTagged(EightPictures):
 
 
 def test_a_data_set_of_tfds_with_several_labels(tmp_path):
+    tensorflow()
     result = prepare_by_tfds("eight_tagged", tmp_path)
     assert result.examples == {"train": 8} and result.classes == 2
 
@@ -90,6 +93,7 @@ def test_invalid_data_sets_of_tfds(tmp_path, monkeypatch, name, message):
 
 
 def test_a_data_set_of_tfds_that_exists_in_other_files(tmp_path):
+    tensorflow()
     EightPictures(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
     with pytest.raises(
         UserError, match=r"eight_pictures/1\.0\.0' holds the data set already, in tfrecord files, .* --out$"
@@ -98,6 +102,7 @@ def test_a_data_set_of_tfds_that_exists_in_other_files(tmp_path):
 
 
 def test_tfds_own_data_sets_go_to_a_bucket(tmp_path, bucket, monkeypatch):
+    tensorflow()
     monkeypatch.setattr(tfds, "builder_from_directory", lambda path: tfds.core.read_only_builder.ReadOnlyBuilder(
         builder_dir=str(path).replace("gs://", f"{bucket}/")))  # fmt: skip
     assert prepare_by_tfds("eight_pictures", "gs://mine/data").examples == {"train": 8}

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from needs import tensorflow
 
 from effv2_jax.config import defaults
 from effv2_jax.data.images.decode import BrokenImage
@@ -140,6 +141,7 @@ class TenPhotos(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
+    tensorflow()
     folder = tmp_path_factory.mktemp("tfds")
     TenPhotos(data_dir=folder, file_format="array_record").download_and_prepare()
     return str(folder)
@@ -187,6 +189,7 @@ class SeveralLabels(tfds.core.GeneratorBasedBuilder):
 
 
 def test_several_labels_per_example(tmp_path):
+    tensorflow()
     SeveralLabels(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     config = config_of(source="tfds", name="several_labels", data_dir=str(tmp_path), max_labels=4)
     sources = make_sources(config)
