@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from effv2_jax.checkpoints.manager import Checkpoints
-from effv2_jax.config import flatten, to_dict
+from effv2_jax.config import defaults, flatten, to_dict
 from effv2_jax.curriculum import Curriculum, Stage
 from effv2_jax.data.source import Sources
 from effv2_jax.errors import UserError
@@ -74,7 +74,9 @@ def resume_curriculum(
     Returns:
       the curriculum, and one line per conflict with the old and the new value.
     """
-    old, new = flatten(run["config"]), flatten(json.loads(json.dumps(to_dict(config))))
+    new = flatten(json.loads(json.dumps(to_dict(config))))
+    # The record of an older version may lack fields, which then have their defaults.
+    old = flatten(json.loads(json.dumps(to_dict(defaults())))) | flatten(run["config"])
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     changeable: tuple[str, ...] = CHANGEABLE_FIELDS + _CURRICULUM_FIELDS
     if config.data.source == "folder":

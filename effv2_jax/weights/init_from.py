@@ -46,10 +46,7 @@ def arrays_to_start_from(
         matches nothing.
     """
     path, pattern = config.init_from, config.init_pattern
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"config.init_pattern: '{pattern}' is not a regular expression: {error}") from None
+    regex = re.compile(pattern)
     try:
         bundle = read_weights(path)
     except UserError as error:

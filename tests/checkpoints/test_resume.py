@@ -89,6 +89,16 @@ def test_another_run_is_one_error_with_all_differences():
     assert len(faults) == 6
 
 
+def test_an_older_record_lacks_fields_that_have_their_defaults():
+    run = run_of(tiny_config())
+    del run["config"]["data"]["scaled_decoding"]
+    assert going_on(run, tiny_config())[1] == []
+    changed = tiny_config(data__scaled_decoding=True)
+    assert going_on(run, changed)[1] == ["config.data.scaled_decoding: False -> True"]
+    run["config"]["data"]["from_the_future"] = 1
+    assert going_on(run, tiny_config())[1] == ["config.data.from_the_future: 1 -> 'not set'"]
+
+
 def test_a_folder_may_move_but_not_change():
     config, moved = tiny_config(data__source="folder", data__name="a"), tiny_config(data__source="folder")
     moved.data.name = "b"

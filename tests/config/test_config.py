@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 from launching import ROOT
@@ -17,7 +16,7 @@ from effv2_jax.errors import UserError
 from effv2_jax.runtime.compiler import Compiler
 from effv2_jax.runtime.mesh import make_mesh
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 RUNLOCAL = [
     "imagenet.py:s,runlocal",
     "imagenet.py:m,resizing=random,runlocal",

@@ -19,7 +19,7 @@ from effv2_jax.learning.step import random_stream, split_batch
 from effv2_jax.network.model import make_model, normalize
 from effv2_jax.runtime.mesh import make_mesh, put_batch
 
-GOLDEN = Path(__file__).parent / "golden" / "step.json"
+GOLDEN = ROOT / "tests" / "golden" / "step.json"
 
 
 def steps(config, count=1, devices=None, stage_index=3):
