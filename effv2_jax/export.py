@@ -1,7 +1,7 @@
-"""The network for other programs: StableHLO, ONNX, TensorFlow's SavedModel and TFLite, each run and compared with JAX.
+"""Export to StableHLO, ONNX, SavedModel and TFLite; each file is run and compared with JAX before it is kept.
 
 An exported network is a function of a batch of any size, with the weights inside: `images` to logits, probabilities or
-pooled features. What no such file tells (classes, crop, resampling) is in a JSON file beside it.
+pooled features. What these formats cannot record (classes, crop, resampling) is in a JSON file beside it.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ TOLERANCE = 1e-3  # of the largest output; float32 rounding stays a hundred time
 class InferenceProgram:
     """The function that is exported.
 
-    preprocessing: whether it takes uint8 pixels, cropped and resized, or float32 input normalised already.
+    preprocessing: True takes cropped and resized uint8 pixels, False takes normalised float32 input.
     output: one of OUTPUTS; features are [B, head_filters], the others [B, num_classes].
     """
 
@@ -72,7 +72,7 @@ class InferenceProgram:
         return self._after(self.model.clone(lowering="native").apply(variables, self._before(images)))
 
     def on_each_platform(self, variables: Variables, images: Array) -> Array:
-        """The same, lowered to what is fast on the platform that it will run on."""
+        """The same, with the lowering that is fast on the platform at run time."""
         native, decomposed = (self.model.clone(lowering=name).apply for name in ("native", "decomposed"))
         return self._after(lax.platform_dependent(variables, self._before(images), cpu=decomposed, default=native))
 
@@ -83,7 +83,7 @@ class InferenceProgram:
         return jax.nn.softmax(outputs) if self.output == "probabilities" else outputs
 
     def description(self) -> dict[str, Any]:
-        """What a user of the file has to know, as JSON can hold it."""
+        """What a user of the file has to know, in types that JSON can hold."""
         width = self.bundle.architecture.head_filters if self.output == "features" else self.bundle.num_classes
         offset, scale = NORMALIZATIONS[self.bundle.preprocess.normalization]
         return {
@@ -112,7 +112,7 @@ def open_stablehlo(path: Path) -> Run:
 def write_onnx(program: InferenceProgram, path: Path) -> None:
     require("jax2onnx", "export", "ONNX")
     require("onnxruntime", "export", "ONNX")
-    # Of rules for other libraries that it does not find, and of shapes that it does not know and need not.
+    # They warn about rules for libraries that are not installed, and about symbolic shapes.
     for name, level in (("jax2onnx", logging.CRITICAL), ("onnx_ir", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
     import jax2onnx
@@ -152,7 +152,7 @@ def write_tflite(program: InferenceProgram, path: Path) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        # A choice of platforms is no operation of TFLite.
+        # TFLite has no operation that chooses by platform.
         _save_tensorflow(program, program, ("cpu",), Path(folder, "model"))
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(Path(folder, "model"))).convert())
 
@@ -161,7 +161,7 @@ def open_tflite(path: Path) -> Run:
     import tensorflow as tf
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its move to the package LiteRT
+        warnings.simplefilter("ignore")  # that it moves to the package LiteRT
         interpreter = tf.lite.Interpreter(str(path))
     (images_in,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
 
@@ -180,7 +180,7 @@ def _save_tensorflow(program: InferenceProgram, function: Callable, platforms: t
     from jax.experimental import jax2tf
 
     converted = jax2tf.convert(
-        lambda variables, images: function(variables, images),  # has a hash, which `function` may not
+        lambda variables, images: function(variables, images),  # a lambda is hashable, `function` may not be
         polymorphic_shapes=[None, "(batch, ...)"],
         with_gradient=False,
         native_serialization_platforms=platforms,
@@ -194,7 +194,7 @@ def _save_tensorflow(program: InferenceProgram, function: Callable, platforms: t
     tf.saved_model.save(module, str(path), signatures={"serving_default": serve})
 
 
-# By the ending of the file; a SavedModel is a folder, and has none.
+# By the file's extension; a SavedModel is a folder and has none.
 FORMATS: dict[str, tuple[str, Callable[[InferenceProgram, Path], None], Callable[[Path], Run]]] = {
     ".stablehlo": ("StableHLO", write_stablehlo, open_stablehlo),
     ".onnx": ("ONNX Runtime", write_onnx, open_onnx),
@@ -205,13 +205,13 @@ FORMATS: dict[str, tuple[str, Callable[[InferenceProgram, Path], None], Callable
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """An exported network against the same in JAX.
+    """An exported network compared with the same network in JAX.
 
-    runtime: what ran the file.
-    images: compared.
-    difference: the largest, of any output.
+    runtime: the name of the program that ran the file.
+    images: number of images compared.
+    difference: the largest difference of any output.
     largest: the largest absolute output of JAX.
-    same_best: images whose largest output is in the same place.
+    same_best: number of images whose largest output has the same index.
     """
 
     runtime: str
@@ -222,17 +222,17 @@ class Comparison:
 
 
 def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[np.ndarray] = ()) -> Comparison:
-    """Writes the network, runs what was written, and compares.
+    """Writes the network, runs the file, and compares its outputs with JAX's.
 
     Args:
       program: what to export.
-      path: NAME.stablehlo, NAME.onnx, NAME.tflite, or NAME without an ending, the folder of a SavedModel. Beside it
-        comes NAME.ENDING.json, the program's description.
-      pixels: images to compare on, uint8 as `Preprocess.pixels` gives them; three of noise where there are none.
+      path: NAME.stablehlo, NAME.onnx, NAME.tflite, or NAME without an ending, the folder of a SavedModel. The
+        program's description is written beside it, to NAME.ENDING.json.
+      pixels: images to compare on, uint8 as `Preprocess.pixels` gives them; three images of noise if there are none.
 
     Raises:
-      UserError: an unknown ending or output; a package or a classifier that is not there; a place that takes no
-        writing; outputs that differ by more than TOLERANCE. In all these cases `path` is as it was.
+      UserError: an unknown ending or output, a missing package or classifier, a path that cannot be written, or outputs
+        that differ by more than TOLERANCE. `path` is unchanged in all these cases.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
@@ -241,7 +241,7 @@ def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[
     if program.output != "features" and not program.bundle.num_classes:
         raise UserError(f"these weights have no classifier, and so no {program.output}; export features")
     if path.is_dir() or (not path.suffix and path.exists()):
-        raise UserError(f"'{path}' is there already, and would be a SavedModel's folder; name another or remove it")
+        raise UserError(f"'{path}' exists already; a SavedModel needs a new folder: choose another name, or remove it")
     check_place(f"'{path}'", path)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -251,10 +251,10 @@ def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[
             written = Path(folder, path.name)
             write(program, written)
             comparison = compare(program, read(written), pixels, runtime)
-            if not comparison.difference <= TOLERANCE * comparison.largest:  # not a number is no success
+            if not comparison.difference <= TOLERANCE * comparison.largest:  # a NaN fails, too
                 raise UserError(
-                    f"what was exported is not the network: {comparison.difference:.2g} off, with {program.output} up "
-                    f"to {comparison.largest:.2g}; nothing was kept"
+                    f"the exported network differs from JAX: by {comparison.difference:.2g}, with {program.output} up "
+                    f"to {comparison.largest:.2g}; nothing was written"
                 )
             description = Path(folder, "description")
             description.write_text(json.dumps(program.description(), indent=1) + "\n")
@@ -262,7 +262,7 @@ def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[
             os.replace(written, path)
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from None
-    except Exception as error:  # TensorFlow's own of a full disk
+    except Exception as error:  # TensorFlow has its own error for a full disk
         if not is_disk_full_or_readonly(error):
             raise
         raise UserError(f"'{path}' cannot be written: {one_line(error)}") from None

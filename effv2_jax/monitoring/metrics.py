@@ -30,7 +30,7 @@ class Writer(Protocol):
 
 
 class EventFile:
-    """A new event file of TensorBoard in `folder`, of the form that `tf.summary.scalar` writes, without TensorFlow.
+    """A new event file of TensorBoard in `folder`, in the form of `tf.summary.scalar`, written without TensorFlow.
 
     A flush appends to a local file, which TensorBoard may be reading. A bucket cannot append, so there a flush replaces
     the whole file.
@@ -72,7 +72,7 @@ class EventFile:
 
 
 class JsonLines:
-    """One JSON object a line, {'step': 100, 'train/loss': 2.3, ...}; starts by dropping what lies beyond `step`.
+    """One JSON object per line, {'step': 100, 'train/loss': 2.3, ...}; drops the records after `step` first.
 
     The file is rewritten as a whole, so that it works on object stores and a crash leaves the old file or the new one.
     """
@@ -91,7 +91,7 @@ class JsonLines:
 
 
 class Writers:
-    """Writes to several writers in turn; raises UserError where the disk takes no more."""
+    """Writes to several writers in turn; raises UserError if the disk is full or read-only."""
 
     def __init__(self, writers: list[Writer]):
         self._writers = writers
@@ -116,9 +116,9 @@ class Writers:
 
 
 def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[Callable[[], Writer]] = ()) -> Writers:
-    """TensorBoard and JSON lines in `workdir`, for a run that goes on at `step`; nothing where not `active`.
+    """TensorBoard and JSON lines in `workdir`, for a run that starts or resumes at `step`; nothing unless `active`.
 
-    `others` make more writers, which come last.
+    `others` make further writers, which are called last.
     """
     if not active:
         return Writers([])
@@ -127,7 +127,7 @@ def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics file, in order, up to the first that is damaged; [] where there is none."""
+    """The records of a metrics file, in order, up to the first damaged one; [] if there is no file."""
     path = epath.Path(path)
     records: list[dict[str, Any]] = []
     if path.exists():

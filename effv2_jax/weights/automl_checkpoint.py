@@ -1,4 +1,4 @@
-"""Checkpoints of google/automl: TensorFlow 1 names, with the moving averages beside what they average."""
+"""Checkpoints of google/automl: TensorFlow 1 names, each variable followed by its moving average."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _SLOT = re.compile(r"/(RMSProp|RMSProp_1|Momentum|Adam|Adam_1)$")
 
 
 def checkpoint_prefix(path: Path) -> str | None:
-    """What TensorFlow calls the checkpoint: of a folder its newest, of one of its files the name they share."""
+    """The name of a checkpoint in TensorFlow: of a folder the newest, of one of its files the prefix they share."""
     if path.is_dir():
         state = path / "checkpoint"
         text = state.read_text(errors="replace") if state.is_file() else ""
@@ -31,25 +31,23 @@ def _step(prefix: Path) -> int:
 
 
 def open_automl(prefix: str) -> Tensors:
-    """The variables of a network; raises UserError where it is damaged, of TensorFlow 2, or TensorFlow is missing."""
+    """The variables of a network; raises UserError if it is damaged or of TensorFlow 2, or TensorFlow is missing."""
     require("tensorflow", "tensorflow", f"'{prefix}' is a checkpoint of TensorFlow, and reading it")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # says so at length otherwise
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it prints a long notice otherwise
     import tensorflow as tf
 
     try:
         reader = tf.train.load_checkpoint(prefix)
         stored = reader.get_variable_to_shape_map()
-    except Exception as error:  # TensorFlow's own
+    except Exception as error:  # TensorFlow's own types
         raise damaged(prefix, error) from error
     if "_CHECKPOINTABLE_OBJECT_GRAPH" in stored:
-        raise UserError(
-            f"'{prefix}' is an object checkpoint of TensorFlow 2; what automl released are TensorFlow 1 checkpoints"
-        )
+        raise UserError(f"'{prefix}' is an object checkpoint of TensorFlow 2; automl released TensorFlow 1 checkpoints")
     full_names, shapes, averages = {}, {}, {}
     for full in stored:
         if "/" not in full or _SLOT.search(full.removesuffix(_AVERAGE)) or _SLOT.search(full):
             continue
-        name = full.partition("/")[2]  # without the model's
+        name = full.partition("/")[2]  # without the model's name
         if full.endswith(_AVERAGE):
             averages[name.removesuffix(_AVERAGE)] = name
         else:

@@ -1,4 +1,4 @@
-"""A data set of TFDS as TFDS itself downloads and prepares it, in files with random access."""
+"""A data set that TFDS downloads and prepares by itself, in files with random access."""
 
 import contextlib
 import os
@@ -18,9 +18,9 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
     """Downloads and prepares a data set as TFDS does it, in files with random access.
 
     Args:
-      name: TFDS'.
-      out: a folder, local or gs://; for the latter all of it is first written to a temporary one.
-      source: the folder with what has to be downloaded by hand, for data sets that want it.
+      name: of the data set in TFDS.
+      out: a folder, local or gs://; for gs:// the files are written to a temporary folder first.
+      source: the folder of files downloaded by hand, for data sets that need them.
 
     Raises:
       UserError: an unknown name, configuration or version; no image with a class label in it; TensorFlow or a manual
@@ -41,11 +41,11 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
             if not (final / INFO).exists():
                 require("tensorflow", "tensorflow", f"preparing '{name}' by TFDS")
                 builder.download_and_prepare(download_config=config, file_format="array_record")
-        except AssertionError as error:  # so TFDS tells of files that have to be there
+        except AssertionError as error:  # TFDS's way of asking for files downloaded by hand
             raise UserError(
                 f"TFDS cannot prepare '{name}': {words_of_tfds(error)}; --source=DIR names their folder"
             ) from None
-        except (ImportError, NonMatchingChecksumError) as error:  # a package that only this data set needs
+        except (ImportError, NonMatchingChecksumError) as error:  # a missing package that only this data set needs
             raise UserError(f"TFDS cannot prepare '{name}': {words_of_tfds(error)}") from None
         except (OSError, tfds.download.DownloadError) as error:
             if is_disk_full_or_readonly(error):
@@ -57,8 +57,8 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
     formats = sorted(known.value for known in info.available_file_formats())
     if "array_record" not in formats:
         raise UserError(
-            f"'{final}' holds the data set already, in {' and '.join(formats)} files, which have no random access; "
-            "take another --out"
+            f"'{final}' already contains the data set in {' and '.join(formats)} files, which have no random access; "
+            "choose another --out"
         )
     _, label = image_and_label(name, info)
     classes = class_label(info.features[label]).num_classes
@@ -67,7 +67,7 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
 
 
 def _builder(name: str, folder: str) -> Any:
-    """TFDS' builder of a data set, which need not be prepared."""
+    """The builder of a data set in TFDS, prepared or not."""
     import tensorflow_datasets as tfds
 
     try:

@@ -77,7 +77,7 @@ def tfds_sources(config: ConfigDict) -> Sources:
 
 
 def all_splits(name: str, data_dir: str) -> dict[str, TfdsSplit]:
-    """Every split with labels of a prepared data set, to look at; the others are told on standard error.
+    """Every split with labels of a prepared data set; splits without labels are named on standard error.
 
     Raises:
       UserError: as `tfds_sources`; no split has labels.
@@ -90,7 +90,7 @@ def all_splits(name: str, data_dir: str) -> dict[str, TfdsSplit]:
             with contextlib.suppress(BrokenImage):
                 source.load(0)
         except UserError as error:
-            print(f"effv2: passed over: {error}", file=sys.stderr)
+            print(f"effv2: skipped: {error}", file=sys.stderr)
         else:
             found[split] = source
     if not found:
