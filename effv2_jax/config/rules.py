@@ -122,7 +122,7 @@ def _pattern(path: str, value: Any) -> list[str]:
     try:
         re.compile(value)
     except re.error as error:
-        return [f"config.{path}: '{value}' is no regular expression: {error}"]
+        return [f"config.{path}: '{value}' is not a regular expression: {error}"]
     return []
 
 

@@ -72,7 +72,7 @@ class EventFile:
 
 
 class JsonLines:
-    """One JSON object a line, {'step': 100, 'train/loss': 2.3, ...}; starts by dropping what lies beyond `step`.
+    """One JSON object per line, {'step': 100, 'train/loss': 2.3, ...}; drops existing lines beyond `step`.
 
     The file is rewritten as a whole, so that it works on object stores and a crash leaves the old file or the new one.
     """
@@ -116,9 +116,9 @@ class Writers:
 
 
 def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[Callable[[], Writer]] = ()) -> Writers:
-    """TensorBoard and JSON lines in `workdir`, for a run that goes on at `step`; nothing where not `active`.
+    """The writers of TensorBoard files and JSON lines in `workdir`, for a run at `step`; none if not `active`.
 
-    `others` make more writers, which come last.
+    `others` create further writers, which come last.
     """
     if not active:
         return Writers([])
@@ -127,7 +127,7 @@ def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics file, in order, up to the first that is damaged; [] where there is none."""
+    """The records of a metrics file, in order, up to the first damaged one; [] if there is no file."""
     path = epath.Path(path)
     records: list[dict[str, Any]] = []
     if path.exists():

@@ -64,7 +64,7 @@ def test_each_number_of_a_config_has_a_range(field, value):
             (0.5, 1.5),
             "config.data.crop_area has the value (0.5, 1.5); it must be (least, most), above 0 and at most 1",
         ),
-        ("init_pattern", "(", "config.init_pattern: '(' is no regular expression: "),
+        ("init_pattern", "(", "config.init_pattern: '(' is not a regular expression: "),
         ("model.blocks", "r1", "config.model.blocks has the value 'r1'; it must be a tuple of block strings"),
         # Types.
         ("seed", 0.5, "config.seed has the value 0.5; it must be a whole number"),
@@ -105,7 +105,7 @@ def test_a_single_fault_is_a_sentence(field, value, sentence):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ((("(bias", 0.0),), "'(bias' is no regular expression"),
+        ((("(bias", 0.0),), "'(bias' is not a regular expression"),
         (("kernel", 1.0), " needs pairs ('pattern', factor), not 'kernel'"),
         ((("kernel", "much"),), " needs pairs ('pattern', factor), not ('kernel', 'much')"),
         (((".*", 1.0), ("kernel", -0.5)), "the factor of 'kernel' is -0.5; it must be finite and not negative"),

@@ -222,7 +222,7 @@ def test_splits_without_labels_are_reported(effv2, tmp_path, capsys):
     capsys.readouterr()  # what TFDS printed
     code, out, err = effv2("data", "check", "half_labelled", f"--data_dir={tmp_path}", "--json")
     assert code == 0 and set(json.loads(out)["splits"]) == {"train"}
-    assert "effv2: passed over: record 0 of half_labelled/1.0.0 test has label -1" in err
+    assert "effv2: skipped: record 0 of half_labelled/1.0.0 test has label -1" in err
     code, _, err = effv2("data", "check", "unlabelled", f"--data_dir={tmp_path}")
     assert code == 2 and "no split of 'unlabelled' has labels; it has test" in err
 
