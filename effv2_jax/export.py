@@ -1,7 +1,7 @@
 """Export to StableHLO, ONNX, SavedModel and TFLite; each file is run and compared with JAX before it is kept.
 
 An exported network is a function of a batch of any size, with the weights inside: `images` to logits, probabilities or
-pooled features. What these formats cannot record (classes, crop, resampling) is in a JSON file beside it.
+pooled features. A JSON file beside it holds what the file does not: classes, crop, resampling.
 """
 
 import dataclasses
@@ -222,26 +222,26 @@ class Comparison:
 
 
 def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[np.ndarray] = ()) -> Comparison:
-    """Writes the network, runs the file, and compares its outputs with JAX's.
+    """Writes the network, runs the file, and compares its outputs with JAX.
 
     Args:
       program: what to export.
       path: NAME.stablehlo, NAME.onnx, NAME.tflite, or NAME without an ending, the folder of a SavedModel. The
         program's description is written beside it, to NAME.ENDING.json.
-      pixels: images to compare on, uint8 as `Preprocess.pixels` gives them; three images of noise if there are none.
+      pixels: images to compare on, uint8 as `Preprocess.pixels` returns them; by default three images of noise.
 
     Raises:
-      UserError: an unknown ending or output, a missing package or classifier, a path that cannot be written, or outputs
-        that differ by more than TOLERANCE. `path` is unchanged in all these cases.
+      UserError: the ending or the output is unknown, a package or the classifier is missing, `path` cannot be written,
+        or outputs differ by more than TOLERANCE. In all these cases `path` is unchanged.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"'{path}' must end in .stablehlo, .onnx or .tflite, or have no ending (SavedModel)")
     check_known("--output", program.output, OUTPUTS)
     if program.output != "features" and not program.bundle.num_classes:
-        raise UserError(f"these weights have no classifier, and so no {program.output}; export features")
+        raise UserError(f"these weights have no classifier, and so no {program.output}; use --output=features")
     if path.is_dir() or (not path.suffix and path.exists()):
-        raise UserError(f"'{path}' exists already; a SavedModel needs a new folder: choose another name, or remove it")
+        raise UserError(f"'{path}' exists, and a SavedModel needs a new folder; choose another name or remove it")
     check_place(f"'{path}'", path)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -251,10 +251,10 @@ def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[
             written = Path(folder, path.name)
             write(program, written)
             comparison = compare(program, read(written), pixels, runtime)
-            if not comparison.difference <= TOLERANCE * comparison.largest:  # a NaN fails, too
+            if not comparison.difference <= TOLERANCE * comparison.largest:  # also if it is NaN
                 raise UserError(
-                    f"the exported network differs from JAX: by {comparison.difference:.2g}, with {program.output} up "
-                    f"to {comparison.largest:.2g}; nothing was written"
+                    f"the exported network differs from JAX by {comparison.difference:.2g}, with {program.output} up "
+                    f"to {comparison.largest:.2g}; nothing was kept"
                 )
             description = Path(folder, "description")
             description.write_text(json.dumps(program.description(), indent=1) + "\n")

@@ -37,6 +37,9 @@ class AtomicFile:
     def __enter__(self) -> Path:
         self._folder = tempfile.mkdtemp() if self._remote else str(self._path.parent)
         self._file = Path(self._folder) / f".{self._path.name}.{os.getpid()}.part"
+        self._file.touch()
+        # The mode of a new file. os.umask can only be read by changing it, which other threads would see.
+        self._mode = self._file.stat().st_mode
         return self._file
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -46,8 +49,7 @@ class AtomicFile:
                 epath.Path(self._file).copy(part, overwrite=True)
                 part.replace(self._path)
             elif kind is None:
-                os.umask(mask := os.umask(0))
-                self._file.chmod(0o666 & ~mask)  # some libraries create files that only the owner can read
+                self._file.chmod(self._mode)  # some libraries replace it by one that only the owner can read
                 with open(self._file, "rb") as file:
                     os.fsync(file.fileno())  # a power failure must not leave an empty file at `path`
                 self._file.replace(str(self._path))

@@ -58,10 +58,11 @@ def train(
     with disk_errors(f"the run in '{workdir}' cannot continue"):
         experiment = prepare(config, log)
         profiler = make_profiler(workdir, profile, experiment.total_steps)
-        resuming = has_checkpoints(workdir / CHECKPOINTS)
-        initial_weights = {} if resuming else read_initial_weights(experiment, log)
+        initial_weights = {} if has_checkpoints(workdir / CHECKPOINTS) else read_initial_weights(experiment, log)
         # Nothing is written before this line.
         with open_workdir(workdir, config, log) as (checkpoints, preemption):
+            # Asked under the lock: an earlier run may have saved its first checkpoint in the meantime.
+            resuming = checkpoints.latest() is not None
             if resuming:
                 experiment, state, progress = resume(experiment, checkpoints, workdir, stopwatch, force, log)
             else:

@@ -13,8 +13,8 @@
 # The description of a slice keeps the options of its request, so that `train` can request it again after a preemption.
 #
 # Exit codes: that of the training (docs/reliability.md); 2, invalid input; 69, Google Cloud does not provide the slice
-# or does not answer; 75, the training was stopped; 130, Ctrl-C or SIGTERM (use SIGTERM in the
-# background, where bash may ignore SIGINT).
+# or does not answer; 75, the training was stopped; 130, Ctrl-C or SIGTERM (use SIGTERM in the background, where bash
+# may ignore SIGINT).
 set -euo pipefail
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
     echo "tpu_vm: error: needs bash 4.4 or newer, not $BASH_VERSION" >&2

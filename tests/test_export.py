@@ -106,7 +106,7 @@ def test_a_file_that_is_not_the_network_is_not_kept(weights, tmp_path, monkeypat
         return lambda images: run(images) * factor
 
     monkeypatch.setitem(FORMATS, ".stablehlo", ("wrong", write_stablehlo, wrong))
-    with pytest.raises(UserError, match="the exported network differs from JAX"):
+    with pytest.raises(UserError, match="the exported network differs from JAX by"):
         export(InferenceProgram(read_weights(weights)), tmp_path / "net.stablehlo")
     assert [path.name for path in tmp_path.iterdir()] == ["net.stablehlo"]
     assert (tmp_path / "net.stablehlo").read_bytes() == b"older"
@@ -140,8 +140,8 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
     assert effv2("convert", weights, headless, "--head=drop")[0] == 0
     for arguments, message in {
         (weights, tmp_path / "net.pb"): "must end in .stablehlo, .onnx or .tflite, or have no ending",
-        (weights, tmp_path / "folder"): "exists already; a SavedModel needs a new folder",
-        (weights, tmp_path / "file"): "exists already; a SavedModel needs a new folder",
+        (weights, tmp_path / "folder"): "exists, and a SavedModel needs a new folder",
+        (weights, tmp_path / "file"): "exists, and a SavedModel needs a new folder",
         (weights, tmp_path / "net.onnx", "--output=logit"): "--output 'logit' is unknown; did you mean 'logits'",
         (weights, tmp_path / "net.onnx", "--architecture=b0"): "--architecture 'b0' is unknown",
         (weights, tmp_path / "net.onnx", "--architecture=efficientnetv2-s"): "not of efficientnetv2-s",
@@ -149,7 +149,7 @@ def test_mistakes(effv2, weights, tmp_path, monkeypatch):
         (weights, tmp_path / "net.stablehlo", "--image_size=8"): "is too small",
         (weights, tmp_path / "net.stablehlo", "--compare", tmp_path / "absent.jpg"): "there is no image or folder",
         (weights, tmp_path / "net.stablehlo", "--compare", weights): "is not a readable image",
-        (headless, tmp_path / "net.stablehlo"): "have no classifier, and so no logits; export features",
+        (headless, tmp_path / "net.stablehlo"): "have no classifier, and so no logits; use --output=features",
     }.items():
         code, _, err = effv2("export", *arguments)
         assert code == 2 and message in err, (arguments, err)

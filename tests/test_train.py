@@ -165,6 +165,16 @@ def test_checkpoints_kept_are_the_last_and_the_best(run):
     assert {6, 8} <= kept <= {4, 6, 8}  # 4 where it scored best
 
 
+def test_a_checkpoint_that_appears_before_the_lock_is_resumed(run, tmp_path, monkeypatch):
+    workdir, results, _, _ = run
+    shutil.copytree(workdir, tmp_path / "work")
+    monkeypatch.setattr(train_lib, "has_checkpoints", lambda directory: False)  # an earlier run saves a moment later
+    lines = []
+    monkeypatch.setattr(train_lib, "log", lines.append)
+    assert train(tiny_config(), tmp_path / "work") == results
+    assert f"resuming from step 8 of 8 in {tmp_path / 'work'}" in lines
+
+
 def test_a_loss_that_is_not_finite_stops_without_touching_the_last_checkpoint(tmp_path):
     config = tiny_config(optimizer__learning_rate_per_256=0.016)
     train(tiny_config(total_steps=4), tmp_path / "short")

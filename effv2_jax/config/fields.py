@@ -39,9 +39,8 @@ def defaults() -> ConfigDict:
     model.blocks = ()  # block table in the released notation, ('r1_k3_s1_e1_i32_o16_c1', ...); () is the variant's
     model.width = 0.0  # width multiplier; 0 is the variant's
     model.depth = 0.0  # depth multiplier; 0 is the variant's
-    model.lowering = (
-        "auto"  # of convolutions: 'native', 'decomposed' (fast on XLA's CPU backend), or 'auto', by platform
-    )
+    # Of convolutions: 'native', 'decomposed' (fast on XLA's CPU backend), or 'auto', by platform.
+    model.lowering = "auto"
     model.padding = "same"  # of convolutions: 'same' as in TensorFlow, or 'symmetric', which torchvision's weights need
 
     config.batch_norm = batch_norm = ConfigDict()
@@ -85,7 +84,7 @@ def defaults() -> ConfigDict:
     config.data = data = ConfigDict()
     data.source = "tfds"  # 'tfds', 'folder', 'csv' (DIR/SPLIT.csv with columns file,label) or 'digits'
     data.name = "imagenet2012"  # TFDS name, or the path of the folder; unused by 'digits'
-    data.data_dir = ""  # where TFDS keeps its data sets; '' is TFDS' default
+    data.data_dir = ""  # where TFDS keeps its data sets; '' is TFDS's default
     data.train_split = "train"  # TFDS split, a folder's subfolder, or a CSV file without its ending
     data.evaluation_split = "validation"
     # Examples in the training split; 0 is unknown. It must agree with the data; with it, `effv2 plan` needs no data.

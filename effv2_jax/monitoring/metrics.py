@@ -72,7 +72,7 @@ class EventFile:
 
 
 class JsonLines:
-    """One JSON object per line, {'step': 100, 'train/loss': 2.3, ...}; drops the records after `step` first.
+    """One JSON object per line, {'step': 100, 'train/loss': 2.3, ...}; drops existing lines beyond `step`.
 
     The file is rewritten as a whole, so that it works on object stores and a crash leaves the old file or the new one.
     """
@@ -116,9 +116,9 @@ class Writers:
 
 
 def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[Callable[[], Writer]] = ()) -> Writers:
-    """TensorBoard and JSON lines in `workdir`, for a run that starts or resumes at `step`; nothing unless `active`.
+    """The writers of TensorBoard files and JSON lines in `workdir`, for a run at `step`; none if not `active`.
 
-    `others` make further writers, which are called last.
+    `others` create further writers, which come last.
     """
     if not active:
         return Writers([])

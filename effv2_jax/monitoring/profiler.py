@@ -1,4 +1,4 @@
-"""A trace of some training steps, for TensorBoard or XProf."""
+"""A trace of some training steps, for XProf."""
 
 import contextlib
 import tempfile
@@ -22,19 +22,25 @@ class Profiler:
     Args:
       folder: of the trace, local or remote.
       first_step: number of optimizer steps done before the trace begins.
-      num_steps: number of steps to trace, at least 1.
+      num_steps: number of steps to trace; 0 traces nothing.
     """
 
     def __init__(self, folder: epath.Path, first_step: int, num_steps: int):
         self._folder = folder
         self._start, self._end = first_step, first_step + num_steps
+        self._waiting = num_steps > 0
         self._traces: contextlib.ExitStack | None = None
 
     def before_step(self, step: int) -> None:
         """Begins the trace if the next step, after `step` steps, is the first to trace."""
-        if step == self._start:
-            self._traces = contextlib.ExitStack()
-            self._traces.enter_context(_trace(self._folder))
+        if not self._waiting or step < self._start:
+            return
+        self._waiting = False
+        if step > self._start:
+            log(f"WARNING: no profile: this run resumed at step {step}, after the first step to trace")
+            return
+        self._traces = contextlib.ExitStack()
+        self._traces.enter_context(_trace(self._folder))
 
     def after_step(self, step: int, outputs: Any) -> None:
         """Waits for the outputs and ends the trace if the last step, number `step`, was the last to trace."""
@@ -57,7 +63,7 @@ def make_profiler(workdir: epath.Path, profile: tuple[int, int] | None, total_st
       UserError: steps that the run does not have.
     """
     if profile is None:
-        return Profiler(workdir, -1, 0)
+        return Profiler(workdir, 0, 0)
     first_step, num_steps = profile
     if first_step < 0 or num_steps < 1 or first_step + num_steps > total_steps:
         raise UserError(

@@ -54,8 +54,8 @@ def test_golden_step():
     """One step of the whole recipe in numbers.
 
     A difference means that training changed: an initial value, a random stream, the model, the loss, the optimizer.
-    Where that was the purpose, write the new numbers with `EFFV2_UPDATE_GOLDEN=1 pytest tests/test_step.py` and say in
-    the commit why they moved.
+    Where that was the purpose, write the new numbers with `EFFV2_UPDATE_GOLDEN=1 pytest
+    tests/learning/test_step.py` and say in the commit why they moved.
     """
     _, state, metrics = steps(tiny_config(schedule__warmup_steps=0))
     sums = {

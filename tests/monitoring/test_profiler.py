@@ -29,6 +29,17 @@ def test_a_profile_covers_the_steps_asked_for(tmp_path, monkeypatch):
     assert list((tmp_path / PROFILE_FOLDER).rglob("*.xplane.pb"))
 
 
+def test_a_run_that_resumes_after_the_first_step_to_trace_says_so(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(profiler, "log", lines.append)
+    late = profiler.Profiler(tmp_path, 3, 2)
+    for step in (5, 6):
+        late.before_step(step)
+        late.after_step(step + 1, ())
+    assert lines == ["WARNING: no profile: this run resumed at step 5, after the first step to trace"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_profile_in_a_bucket(bucket, tmp_path):
     config = tiny_config(total_steps=4, curriculum__num_stages=1, curriculum__image_size=(16, 16))
     with profiler._trace(profiler.epath.Path("gs://bucket/profile")):

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_step_and_steps,
         default=None,
         metavar="STEP,STEPS",
-        help="write a jax.profiler trace of STEPS steps from STEP on to WORKDIR/profile; "
-        "view it with TensorBoard or XProf",
+        help="write a jax.profiler trace of the STEPS steps after step STEP to WORKDIR/profile; "
+        "view it with XProf (pip install xprof)",
     )
     cluster = parser.add_argument_group("several processes")
     cluster.add_argument("--distributed", action="store_true", help="join the processes of a TPU slice or Slurm job")

@@ -19,8 +19,8 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
 
     Args:
       name: of the data set in TFDS.
-      out: a folder, local or gs://; for gs:// the files are written to a temporary folder first.
-      source: the folder of files downloaded by hand, for data sets that need them.
+      out: a local or gs:// folder; for gs:// the data set is first written to a temporary folder.
+      source: the folder of the files that TFDS requires to be downloaded by hand.
 
     Raises:
       UserError: an unknown name, configuration or version; no image with a class label in it; TensorFlow or a manual
@@ -41,9 +41,9 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
             if not (final / INFO).exists():
                 require("tensorflow", "tensorflow", f"preparing '{name}' by TFDS")
                 builder.download_and_prepare(download_config=config, file_format="array_record")
-        except AssertionError as error:  # TFDS's way of asking for files downloaded by hand
+        except AssertionError as error:  # how TFDS reports that files are missing
             raise UserError(
-                f"TFDS cannot prepare '{name}': {words_of_tfds(error)}; --source=DIR names their folder"
+                f"TFDS cannot prepare '{name}': {words_of_tfds(error)}; pass their folder as --source=DIR"
             ) from None
         except (ImportError, NonMatchingChecksumError) as error:  # a missing package that only this data set needs
             raise UserError(f"TFDS cannot prepare '{name}': {words_of_tfds(error)}") from None
@@ -57,7 +57,7 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
     formats = sorted(known.value for known in info.available_file_formats())
     if "array_record" not in formats:
         raise UserError(
-            f"'{final}' already contains the data set in {' and '.join(formats)} files, which have no random access; "
+            f"'{final}' already holds the data set, in {' and '.join(formats)} files, which have no random access; "
             "choose another --out"
         )
     _, label = image_and_label(name, info)
@@ -67,7 +67,7 @@ def prepare_by_tfds(name: str, out: epath.PathLike, source: str = "") -> Prepare
 
 
 def _builder(name: str, folder: str) -> Any:
-    """The builder of a data set in TFDS, prepared or not."""
+    """TFDS's builder of a data set, prepared or not."""
     import tensorflow_datasets as tfds
 
     try:

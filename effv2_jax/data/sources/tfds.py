@@ -48,8 +48,7 @@ class TfdsSplit:
         if not labels or not all(0 <= label < len(self.class_names) for label in labels):
             raise UserError(
                 f"{self.describe(index)} has label {' '.join(map(str, labels)) or 'none'}, but its "
-                f"{len(self.class_names)} classes are 0 to {len(self.class_names) - 1}; TFDS gives -1 where the label "
-                "is unknown"
+                f"{len(self.class_names)} classes are 0 to {len(self.class_names) - 1}; in TFDS -1 is an unknown label"
             )
         picture = Picture(image if isinstance(image, bytes) else _to_rgb(image))
         return picture, labels if self._several else labels[0]
@@ -77,7 +76,7 @@ def tfds_sources(config: ConfigDict) -> Sources:
 
 
 def all_splits(name: str, data_dir: str) -> dict[str, TfdsSplit]:
-    """Every split with labels of a prepared data set; splits without labels are named on standard error.
+    """Every split with labels of a prepared data set; a line on standard error names each other split.
 
     Raises:
       UserError: as `tfds_sources`; no split has labels.
@@ -147,16 +146,16 @@ def _open(name: str, data_dir: str) -> Any:
         prepared = [path.name for path in root.iterdir()] if root is not None and root.is_dir() else []
         close = difflib.get_close_matches(base, prepared + tfds.list_builders(), n=1)
         hint = f"did you mean '{close[0]}'? " if close and close[0] != base else ""
-        place = f"in {data_dir}" if data_dir else "in TFDS' default folder"
+        place = f"in {data_dir}" if data_dir else "in TFDS's default folder"
         raise UserError(
-            f"TFDS has no data set '{name}' (config.data.name), nor is one of this name and version prepared {place}; "
-            f"{hint}--config.data.data_dir=... names another folder"
+            f"TFDS has no data set '{name}' (config.data.name), and none of this name and version is prepared {place}; "
+            f"{hint}--config.data.data_dir=... sets another folder"
         ) from None
     except Exception as error:  # TFDS raises many kinds for a bad name, configuration or version
         if epath.Path(name).is_dir():
             raise UserError(
-                f"config.data.name='{name}' is a folder, and config.data.source='tfds' wants the name of a data set: "
-                "--config.data.source=folder reads images below it"
+                f"config.data.name='{name}' is a folder, but config.data.source='tfds' needs the name of a data set: "
+                "--config.data.source=folder reads the images below it"
             ) from None
         if name.startswith(("/", ".", "~")):
             raise UserError(f"there is no folder '{name}'") from None
@@ -165,8 +164,8 @@ def _open(name: str, data_dir: str) -> Any:
         out = f" --out={data_dir}" if data_dir else " --out=DIR"
         kind = {"imagenet2012": "imagenet --source=TARS"}.get(name, name)
         raise UserError(
-            f"the data set '{name}' is not prepared in {builder.data_dir}; name its place by "
-            f"--config.data.data_dir=..., or make it: effv2 data prepare {kind}{out}"
+            f"the data set '{name}' is not prepared in {builder.data_dir}; set --config.data.data_dir=... to its "
+            f"folder, or prepare it: effv2 data prepare {kind}{out}"
         )
     return builder
 
@@ -188,7 +187,7 @@ def image_and_label(name: str, info: Any) -> tuple[str, str]:
 
 
 def _keys(supervised_keys: Any) -> tuple[str, str]:
-    """The names of the image and the label: TFDS' (input, target), where both are plain names."""
+    """The names of the image and the label: TFDS's (input, target), if both are plain names."""
     if isinstance(supervised_keys, tuple) and all(isinstance(key, str) for key in supervised_keys[:2]):
         return supervised_keys[0], supervised_keys[1]
     return "image", "label"

@@ -96,7 +96,7 @@ def test_a_data_set_of_tfds_that_exists_in_other_files(tmp_path):
     tensorflow()
     EightPictures(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
     with pytest.raises(
-        UserError, match=r"eight_pictures/1\.0\.0' already contains the data set in tfrecord files, .* --out$"
+        UserError, match=r"eight_pictures/1\.0\.0' already holds the data set, in tfrecord files, .* --out$"
     ):
         prepare_by_tfds("eight_pictures", tmp_path)
 

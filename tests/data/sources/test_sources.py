@@ -218,7 +218,7 @@ def test_invalid_data_sets_of_tfds(tfds_dir, fields, message):
 
 
 def test_a_folder_where_a_tfds_name_belongs(folder):
-    with pytest.raises(UserError, match=r"is a folder, .*--config.data.source=folder reads images below it"):
+    with pytest.raises(UserError, match=r"is a folder, .*--config.data.source=folder reads the images below it"):
         make_sources(config_of(source="tfds", name=str(folder)))
 
 
