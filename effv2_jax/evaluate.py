@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import from_dict
-from effv2_jax.config.validate import validate_evaluation
+from effv2_jax.config.validate import validate, validate_evaluation
 from effv2_jax.curriculum import make_curriculum
 from effv2_jax.data.pipeline import BrokenCounter, evaluation_batches
 from effv2_jax.data.source import Source
@@ -95,6 +95,7 @@ def evaluate_weights(path: str, config: ConfigDict) -> tuple[Bundle, Results]:
     """
     bundle = read_weights(path)
     mesh = make_mesh()
+    validate(config)
     validate_evaluation(config, num_devices=mesh.size, num_processes=jax.process_count())
     config = config.copy_and_resolve_references()
     if not config.data.holdout_percent:

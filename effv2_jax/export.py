@@ -27,7 +27,7 @@ from effv2_jax.weights import Bundle
 from effv2_jax.weights.bundle import Variables
 
 Array = jax.Array
-Run = Callable[[np.ndarray], np.ndarray]  # an exported network: images to outputs
+Runner = Callable[[np.ndarray], np.ndarray]  # an exported network: images to outputs
 
 OUTPUTS = ("logits", "probabilities", "features")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -104,7 +104,7 @@ def write_stablehlo(program: InferenceProgram, path: Path) -> None:
     path.write_bytes(exported.serialize())
 
 
-def open_stablehlo(path: Path) -> Run:
+def open_stablehlo(path: Path) -> Runner:
     function = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(function(images))
 
@@ -127,7 +127,7 @@ def write_onnx(program: InferenceProgram, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def open_onnx(path: Path) -> Run:
+def open_onnx(path: Path) -> Runner:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -140,7 +140,7 @@ def write_saved_model(program: InferenceProgram, path: Path) -> None:
     _save_tensorflow(program, program.on_each_platform, ("cpu", "cuda", "tpu"), path)
 
 
-def open_saved_model(path: Path) -> Run:
+def open_saved_model(path: Path) -> Runner:
     import tensorflow as tf
 
     function = tf.saved_model.load(path).signatures["serving_default"]
@@ -157,7 +157,7 @@ def write_tflite(program: InferenceProgram, path: Path) -> None:
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(Path(folder, "model"))).convert())
 
 
-def open_tflite(path: Path) -> Run:
+def open_tflite(path: Path) -> Runner:
     import tensorflow as tf
 
     with warnings.catch_warnings():
@@ -195,7 +195,7 @@ def _save_tensorflow(program: InferenceProgram, function: Callable, platforms: t
 
 
 # By the file's extension; a SavedModel is a folder and has none.
-FORMATS: dict[str, tuple[str, Callable[[InferenceProgram, Path], None], Callable[[Path], Run]]] = {
+FORMATS: dict[str, tuple[str, Callable[[InferenceProgram, Path], None], Callable[[Path], Runner]]] = {
     ".stablehlo": ("StableHLO", write_stablehlo, open_stablehlo),
     ".onnx": ("ONNX Runtime", write_onnx, open_onnx),
     ".tflite": ("TFLite", write_tflite, open_tflite),
@@ -269,7 +269,7 @@ def export(program: InferenceProgram, path: str | os.PathLike, pixels: Iterable[
     return comparison
 
 
-def compare(program: InferenceProgram, run: Run, pixels: Iterable[np.ndarray], runtime: str) -> Comparison:
+def compare(program: InferenceProgram, run: Runner, pixels: Iterable[np.ndarray], runtime: str) -> Comparison:
     """Outputs of an exported network and of the network itself, its input normalised by NumPy; see `export`."""
     bundle = program.bundle
     apply = jax.jit(functools.partial(program.model.apply, bundle.variables))

@@ -1,4 +1,4 @@
-"""The training run, top to bottom: `train` prepares, opens the workdir and resumes; `Run` is the training loop."""
+"""The training run, top to bottom: `train` prepares, opens the workdir and resumes; `Loop` is the training loop."""
 
 import contextlib
 import dataclasses
@@ -74,12 +74,12 @@ def train(
             batches = train_batches(source, config, curriculum, progress.step, **this_process())
             with contextlib.closing(batches), contextlib.closing(profiler):
                 stopwatch.charge("restart" if resuming else "start")
-                run = Run(experiment, workdir, checkpoints, preemption, writers, profiler, batches, state, progress)
-                return run.train()
+                loop = Loop(experiment, workdir, checkpoints, preemption, writers, profiler, batches, state, progress)
+                return loop.run()
 
 
 @dataclasses.dataclass
-class Run:
+class Loop:
     """A run in its open workdir. Only `state` and `progress` change; a checkpoint saves both."""
 
     experiment: Experiment
@@ -97,7 +97,7 @@ class Run:
         sources = self.experiment.sources
         self._broken = {"training": BrokenCounter(sources.train), "evaluation": BrokenCounter(sources.evaluation)}
 
-    def train(self) -> Results:
+    def run(self) -> Results:
         """Trains from the step of `progress` to the end; returns the last evaluation."""
         wait_for_all("the first step")
         if self.progress.evaluation_due:

@@ -10,6 +10,7 @@ from etils import epath
 
 from effv2_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from effv2_jax.config import flatten, from_dict
+from effv2_jax.config.validate import validate
 from effv2_jax.curriculum import Stage, make_curriculum
 from effv2_jax.data.sources import make_sources
 from effv2_jax.errors import UserError, one_line
@@ -164,6 +165,7 @@ def _records_of(saved: Record) -> list[Record]:
 def _planned_stages(config: dict[str, Any]) -> tuple[Stage, ...]:
     experiment = from_dict(config)
     num_examples = experiment.data.num_examples or len(make_sources(experiment).train)
+    validate(experiment, num_examples=num_examples)
     return make_curriculum(experiment, num_examples).stages
 
 
