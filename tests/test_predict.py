@@ -115,7 +115,7 @@ def test_a_picture_of_16_bits_is_the_same_from_a_file_and_from_pillow(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"broken.jpg: not an image"):
         preprocess([tmp_path / "grey.png", tmp_path / "broken.jpg"])
-    with pytest.raises(ValueError, match="several come as a list"):
+    with pytest.raises(ValueError, match="pass several images as a list"):
         preprocess(np.zeros((2, 8, 8, 3), np.uint8))
 
 
