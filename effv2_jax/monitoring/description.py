@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from effv2_jax.config import to_dict
 from effv2_jax.config.validate import warnings
 from effv2_jax.curriculum import Curriculum
+from effv2_jax.files import write_atomically
 from effv2_jax.learning.optimizer import FACTORS, describe_factors
 from effv2_jax.monitoring.metrics import METRICS_FILE, Writers, make_writers
 from effv2_jax.monitoring.plots import draw_metrics
@@ -51,11 +52,11 @@ def open_writers(
     """
     if jax.process_index() != 0:
         return Writers([])
-    (workdir / CONFIG_FILE).write_text(json.dumps(to_dict(config), indent=1))
+    write_atomically(workdir / CONFIG_FILE, json.dumps(to_dict(config), indent=1).encode())
     # The rules that decide a parameter's weight decay and learning rate.
     rules = [line for field in FACTORS for line in describe_factors(config, field, params)]
     lines = [parameter_overview.get_parameter_overview(params), *rules]
-    (workdir / PARAMETERS_FILE).write_text("\n".join(lines) + "\n")
+    write_atomically(workdir / PARAMETERS_FILE, ("\n".join(lines) + "\n").encode())
     others = [] if wandb_project is None else [lambda: WandbWriter(workdir, config, wandb_project)]
     return make_writers(workdir, step, active=True, others=others)
 
