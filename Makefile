@@ -33,9 +33,10 @@ demo: install
 test: lint types
 	$(BIN)/pytest -n 2 -m "not slow"
 
-# loadfile: the cases of a file stay on one worker, as the chain of commands in tests/test_docs.py needs
+# The cases of a file stay on one worker, as the chain of commands in tests/test_docs.py needs; files in their order,
+# in which the longest ones come first
 slow: dev
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: dev
 	$(BIN)/ruff check
