@@ -79,6 +79,7 @@ def test_without_the_background_everything_compiles_when_its_turn_comes(tmp_path
     assert {thread for _, thread in compilations.requests} == {"MainThread"}
 
 
+@pytest.mark.slow
 def test_a_restart_compiles_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     with CompileCounter() as first:

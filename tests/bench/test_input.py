@@ -22,6 +22,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_side_runs(effv2, photos):
     tensorflow()
     needs("torchvision")

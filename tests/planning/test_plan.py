@@ -88,6 +88,7 @@ def test_a_step_that_does_not_fit_gets_the_first_remedy_that_does():
     assert "does not fit" in to_text(plan_table([result], 1.0))
 
 
+@pytest.mark.slow
 def test_a_slice_without_a_tpu(effv2, tmp_path):
     """Each program is compiled once; later its cost comes from the cache."""
     needs_libtpu()
@@ -113,6 +114,7 @@ def test_a_slice_without_a_tpu(effv2, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_our_step_beside_plain_flax(effv2, tmp_path):
     """Both are training steps of one network: by the compiler's count their work differs by a few per cent."""
     needs_libtpu()
