@@ -58,7 +58,7 @@ def open_writers(
     lines = [parameter_overview.get_parameter_overview(params), *rules]
     write_atomically(workdir / PARAMETERS_FILE, ("\n".join(lines) + "\n").encode())
     others = [] if wandb_project is None else [lambda: WandbWriter(workdir, config, wandb_project)]
-    return make_writers(workdir, step, active=True, others=others)
+    return make_writers(workdir, step, others)
 
 
 def describe_end(progress: Progress, unreadable: dict[str, Any], workdir: epath.Path, checkpoints: epath.Path) -> None:

@@ -115,13 +115,11 @@ class Writers:
                 raise UserError(f"metrics cannot be written ({type(writer).__name__}): {error}") from error
 
 
-def make_writers(workdir: epath.Path, step: int, active: bool, others: Sequence[Callable[[], Writer]] = ()) -> Writers:
-    """The writers of TensorBoard files and JSON lines in `workdir`, for a run at `step`; none if not `active`.
+def make_writers(workdir: epath.Path, step: int, others: Sequence[Callable[[], Writer]] = ()) -> Writers:
+    """The writers of TensorBoard files and JSON lines in `workdir`, for a run at `step`.
 
     `others` create further writers, which come last.
     """
-    if not active:
-        return Writers([])
     own: list[Writer] = [EventFile(workdir), JsonLines(workdir / METRICS_FILE, step)]
     return Writers(own + [make() for make in others])
 

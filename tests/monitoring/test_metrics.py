@@ -16,7 +16,7 @@ WRITTEN = [(1, {"train/loss": np.float32(2.5), "train/top1": 3}), (4, {"train/lo
 
 
 def write(folder):
-    writers = make_writers(folder, 0, active=True)
+    writers = make_writers(folder, 0)
     for step, scalars in WRITTEN:
         writers.write_scalars(step, scalars)
         writers.flush()
@@ -81,6 +81,6 @@ def test_a_bucket_gets_the_whole_file_at_every_flush(bucket):
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    writers = make_writers(epath.Path(tmp_path / "file" / "work"), 0, active=True)
+    writers = make_writers(epath.Path(tmp_path / "file" / "work"), 0)
     with pytest.raises(UserError, match=r"metrics cannot be written \(EventFile\): .*Not a directory"):
         writers.flush()
